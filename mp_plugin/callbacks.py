@@ -1,0 +1,74 @@
+"""What a run shows of its precision while it trains, and at the end."""
+
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from typing_extensions import override
+
+from mp_plugin.optimizers import raise_vanishing_eps_
+from mp_plugin.telemetry.table import summary_table
+
+if TYPE_CHECKING:
+    from mp_plugin.precision import AdaptivePrecision
+
+
+class PrecisionMonitor(Callback):
+    """Log the `precision/*` metrics, keep the progress bar up to date and print the table at the end of a fit.
+
+    The plugin adds one to the trainer for the time of a fit; there is nothing to configure.
+    """
+
+    def __init__(self, plugin: "AdaptivePrecision") -> None:
+        self.plugin = plugin
+        self._shown: tuple[float, int] | None = None
+
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        # Only here have optimizers their final settings: a checkpoint is loaded after they are built.
+        if self.plugin.mode.weights == "fp16":
+            for optimizer in trainer.optimizers:
+                raise_vanishing_eps_(optimizer)
+
+    @override
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        # Lightning forgets the progress bar's numbers at the end of an epoch.
+        self._shown = None
+
+    @override
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = (self.plugin.loss_scale, self.plugin.skipped_steps)
+        if now != self._shown:
+            self._shown = now
+            pl_module.log_dict(self._bar(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
+        if trainer._logger_connector.should_update_logs:
+            pl_module.log_dict(self._metrics(), on_step=True, on_epoch=False)
+
+    @override
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._print(trainer)
+
+    @override
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        self._print(trainer)
+
+    def _bar(self) -> dict[str, float]:
+        scale = {"loss_scale": self.plugin.loss_scale} if self.plugin.scaler is not None else {}
+        return {**scale, "skipped": float(self.plugin.skipped_steps)}
+
+    def _metrics(self) -> dict[str, float]:
+        record = self.plugin.guard.record
+        return {
+            "precision/loss_scale": self.plugin.loss_scale,
+            "precision/skipped_steps": float(record.skipped_steps),
+            "precision/effective_step": float(record.effective_step),
+            "precision/incidents": float(record.total_incidents),
+        }
+
+    def _print(self, trainer: "pl.Trainer") -> None:
+        # A fit that was over before its first step has nothing to tell.
+        if trainer.is_global_zero and self.plugin.guard.record.steps:
+            Console().print(summary_table(self.plugin.summary()))

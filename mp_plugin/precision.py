@@ -1,0 +1,273 @@
+"""`AdaptivePrecision`, the Lightning plugin: the order of the hooks, and nothing else."""
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import LBFGS, Optimizer
+from typing_extensions import override
+
+from mp_plugin.autocast import autocast
+from mp_plugin.callbacks import PrecisionMonitor
+from mp_plugin.casting import DTYPES, cast_floating, default_dtype
+from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
+from mp_plugin.config import LossScaling
+from mp_plugin.devices import allow_tf32, check_device
+from mp_plugin.errors import ConfigError, UnsupportedError
+from mp_plugin.modes import parse_mode
+from mp_plugin.scaling.guard import StepGuard
+from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.verdict import gradients
+from mp_plugin.telemetry.events import Incident
+
+
+class AdaptivePrecision(Precision):
+    """Train in a chosen precision and never step with a gradient that is not finite.
+
+    Every optimizer step reads the gradients once. If one of them holds a NaN or an Inf on any rank, the step is skipped
+    on all ranks, counted, and the parameters concerned are named; in `16-mixed` the loss scale backs off as well.
+    Gradients are unscaled before `on_before_optimizer_step` and before clipping, for fused optimizers too; both are
+    left out of a step that is skipped. One host sync per step.
+
+    Args:
+        precision: `32-true`, `tf32`, `bf16-mixed`, `16-mixed`, `bf16-true` or `16-true`; short `fp32`, `bf16`, `fp16`.
+            `16-mixed` on a CPU is real fp16, and slow on most.
+        scaling: how the loss of a `16-mixed` run is scaled; None for the defaults there and for no scaling elsewhere.
+        device: autocast device type; None for the trainer's.
+
+    Raises:
+        ConfigError: for an unknown precision, or a loss scale for a precision that needs none.
+        UnsupportedError: for a device that is not here or cannot run the precision.
+
+    Example:
+        >>> import lightning.pytorch as pl
+        >>> plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=2**12))
+        >>> trainer = pl.Trainer(plugins=[plugin], accelerator="cpu", logger=False, enable_checkpointing=False)
+        >>> trainer.precision, plugin.loss_scale
+        ('16-mixed', 4096.0)
+    """
+
+    def __init__(
+        self,
+        precision: str | int = "bf16-mixed",
+        *,
+        scaling: LossScaling | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.mode = parse_mode(precision)
+        if scaling is not None and not isinstance(scaling, LossScaling):
+            raise ConfigError(f"scaling={scaling!r} is not accepted; accepted: a LossScaling, or None.")
+        if scaling is not None and not self.mode.scales_loss:
+            raise ConfigError(f"precision={self.mode.name!r} has no loss scale to configure; accepted: scaling=None.")
+        if device is not None:
+            check_device(self.mode, device)
+        # The name that Lightning and other callbacks know; they have none for TF32.
+        self.precision = "32-true" if self.mode.name == "tf32" else self.mode.name  # type: ignore[assignment]
+        self.device = device
+        self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
+        self._device_type = device or "cpu"
+        self._undo: list[Callable[[], None]] = []
+
+    # What happened so far.
+
+    @property
+    def scaler(self) -> LossScaler | None:
+        """The loss scaler of a 16-mixed run; None in every other precision."""
+        return self.guard.scaler
+
+    @property
+    def loss_scale(self) -> float:
+        """What the next loss is multiplied by; 1.0 without loss scaling. No sync."""
+        return self.guard.loss_scale
+
+    @property
+    def effective_step(self) -> int:
+        """Optimizer steps that changed a weight."""
+        return self.guard.record.effective_step
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps not taken because a gradient was not finite."""
+        return self.guard.record.skipped_steps
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """The newest incidents, newest last."""
+        return list(self.guard.record.incidents)
+
+    def summary(self) -> dict[str, Any]:
+        """Return steps, skips, loss scale and incidents of this run as plain JSON values."""
+        scale = self.loss_scale if self.scaler is not None else None
+        return self.guard.record.summary(precision=self.mode.name, scale=scale)
+
+    # Setting up and taking down.
+
+    @override
+    def convert_module(self, module: Module) -> Module:
+        if self.device is None and isinstance(module, pl.LightningModule):
+            self._device_type = module.trainer.strategy.root_device.type
+            check_device(self.mode, self._device_type)
+        if self.mode.weights != "fp32":
+            return module.to(dtype=DTYPES[self.mode.weights])
+        return module
+
+    @override
+    def connect(
+        self, model: Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
+    ) -> tuple[Module, list[Optimizer], list[Any]]:
+        trainer = _lightning_module(model).trainer
+        if self.mode.compute == "tf32":
+            self._undo.append(allow_tf32())
+        if trainer.state.fn == TrainerFn.FITTING:
+            if self.scaler is not None:
+                _refuse_what_cannot_be_scaled(model, optimizers)
+            if trainer.global_step == 0:
+                self.guard.start_afresh()
+            monitor = PrecisionMonitor(self)
+            trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
+            self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
+        return model, optimizers, lr_schedulers
+
+    @override
+    def teardown(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+        torch.clear_autocast_cache()
+
+    # Forward.
+
+    @override
+    def forward_context(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        if self.mode.is_mixed:
+            return autocast(self._device_type, DTYPES[self.mode.compute])
+        return self.tensor_init_context()
+
+    @override
+    @contextmanager
+    def train_step_context(self) -> Generator[None, None, None]:
+        with self.forward_context():
+            yield
+        # In manual optimization the optimizers stepped in here. Only now have all of them seen the scale that made
+        # their gradients, so only now may it move. In automatic optimization no step is open at this point.
+        if self.scaler is not None:
+            self.scaler.update()
+
+    @override
+    def tensor_init_context(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.mode.weights == "fp32" else default_dtype(DTYPES[self.mode.weights])
+
+    @override
+    def module_init_context(self) -> AbstractContextManager[None]:
+        return self.tensor_init_context()
+
+    @override
+    def convert_input(self, data: Any) -> Any:
+        return data if self.mode.weights == "fp32" else cast_floating(data, DTYPES[self.mode.weights])
+
+    @override
+    def convert_output(self, data: Any) -> Any:
+        return data if self.mode.weights == "fp32" else cast_floating(data, torch.get_default_dtype())
+
+    # Backward and step.
+
+    @override
+    def pre_backward(self, tensor: Tensor, module: "pl.LightningModule") -> Tensor:  # type: ignore[override]
+        if self.scaler is not None:
+            tensor = self.scaler.scale(tensor)
+        return super().pre_backward(tensor, module)
+
+    @override
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Optimizer, model: "pl.LightningModule", closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
+        where = {"batch_idx": model.trainer.fit_loop.batch_idx, "rank": model.trainer.global_rank}
+        result = output = closure()
+        verdict = self.guard.verdict(optimizer)
+        if verdict.overflowed:
+            self.guard.skip(optimizer, model, **where)
+        else:
+            self._after_closure(model, optimizer)
+
+            def again() -> Any:
+                # LBFGS and SAM call the closure again, with the weights already moved: too late to skip the step, so
+                # gradients that overflow now count as zero.
+                result = closure()
+                if self.guard.verdict(optimizer).overflowed:
+                    self.guard.note(optimizer, model, **where)
+                    torch._foreach_zero_(gradients(optimizer))
+                self._after_closure(model, optimizer)
+                return result
+
+            output = self.guard.step(optimizer, verdict, _known_at_first(result, again), **kwargs)
+            # The casts that autocast kept are of the weights before this step.
+            torch.clear_autocast_cache()
+        if self.scaler is not None and model.automatic_optimization:
+            self.scaler.update()
+        return output
+
+    @override
+    def clip_gradients(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        # In manual optimization a user clips before the step that would unscale.
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        if self.scaler is not None:
+            self.scaler.verdict(optimizer)
+        super().clip_gradients(optimizer, *args, **kwargs)
+
+    # Checkpoints.
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return pack(self.mode.name, self.scaler, self.guard.record)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.guard.record = unpack(state_dict, self.scaler)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        offer_to_stock(checkpoint, self.scaler)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if type(self).__qualname__ not in checkpoint:
+            adopt_stock(checkpoint, self.scaler)
+
+
+def _lightning_module(model: Module) -> "pl.LightningModule":
+    """Find the user's module inside the wrapper of a strategy."""
+    while not isinstance(model, pl.LightningModule):
+        model = model.module  # type: ignore[assignment]  # DDP, FSDP and DataParallel all name it so
+    return model
+
+
+def _refuse_what_cannot_be_scaled(model: Module, optimizers: list[Optimizer]) -> None:
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise UnsupportedError(
+            "LBFGS evaluates the loss several times within a step and cannot work with a loss scale; "
+            "accepted: precision 'bf16-mixed' or '32-true', or another optimizer."
+        )
+    halves = [name for name, parameter in model.named_parameters() if parameter.dtype is torch.float16]
+    if halves:
+        raise ConfigError(
+            f"precision='16-mixed' scales the gradients of fp32 weights, and {len(halves)} parameters are fp16 already, "
+            f"{halves[0]!r} among them; accepted: a model in fp32, or precision '16-true'."
+        )
+
+
+def _known_at_first(result: Any, again: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a closure whose first call gives a result that is there already, and whose later calls run `again`."""
+    results = iter([result])
+
+    def closure() -> Any:
+        for known in results:
+            return known
+        return again()
+
+    return closure

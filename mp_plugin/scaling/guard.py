@@ -1,0 +1,151 @@
+"""Nothing steps with a gradient that is not finite: check, skip, count, and give up when it is hopeless."""
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from mp_plugin.config import AtMinScale
+from mp_plugin.errors import TrainingDivergedError
+from mp_plugin.numerics.grad_stats import all_finite, grad_amax
+from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.verdict import Verdict, agree, gradients, home_device
+from mp_plugin.telemetry.events import Action, Incident
+from mp_plugin.telemetry.record import RunRecord
+
+log = logging.getLogger(__name__)
+
+UNSCALED_PATIENCE = 10
+"""Skipped steps in a row before a run without loss scaling is given up: the default `LossScaling.patience`."""
+
+
+class StepGuard:
+    """Decide for each optimizer step whether it may happen, and keep the record of those that did not.
+
+    Args:
+        scaler: the loss scaler of a 16-mixed run; None where gradients come unscaled.
+        dtype: number format of the forward pass, for the record.
+    """
+
+    def __init__(self, scaler: LossScaler | None, *, dtype: str) -> None:
+        self.scaler = scaler
+        self.dtype = dtype
+        self.record = RunRecord()
+
+    @property
+    def loss_scale(self) -> float:
+        """What the next loss is multiplied by; 1.0 without loss scaling. No sync."""
+        return self.scaler.get_scale() if self.scaler is not None else 1.0
+
+    def start_afresh(self) -> None:
+        """Forget everything that happened."""
+        self.record = RunRecord()
+        if self.scaler is not None:
+            self.scaler.restart()
+
+    def verdict(self, optimizer: Optimizer) -> Verdict:
+        """Unscale the gradients, unless somebody has since the last step, and tell whether they are finite.
+
+        One pass over the gradients, one host sync; all ranks together.
+        """
+        if self.scaler is not None:
+            return self.scaler.verdict(optimizer)
+        grads = gradients(optimizer)
+        found_inf = (~all_finite(grads)).float().to(home_device(optimizer))
+        return agree(found_inf, has_gradients=bool(grads))
+
+    def step(self, optimizer: Optimizer, verdict: Verdict, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        """Step an optimizer whose gradients are finite, and count the step."""
+        scale = self.loss_scale
+        step = optimizer.step if self.scaler is None else partial(self.scaler.step, optimizer)
+        output = step(closure=closure, **kwargs)
+        if verdict.has_gradients:
+            self.record.took_step(scale)
+        return output
+
+    def skip(self, optimizer: Optimizer, model: Module, *, batch_idx: int, rank: int) -> None:
+        """Leave the weights alone, count the skipped step, and say which parameters are to blame.
+
+        Raises:
+            TrainingDivergedError: when the weights are not finite already, or too many steps in a row were skipped.
+        """
+        incident = self.note(optimizer, model, batch_idx=batch_idx, rank=rank)
+        self.record.skipped_step(self.loss_scale)
+        if self.scaler is not None:
+            self.scaler.step(optimizer)  # which skips it, and is ready for this optimizer's next gradients
+        lost = _non_finite_weights(optimizer, model)
+        if lost:
+            raise TrainingDivergedError(
+                f"{incident}; {len(lost)} weights were not finite before this step, {lost[0]!r} among them, so that no "
+                "later step can be good; go back to an earlier checkpoint."
+            )
+        if incident.action is Action.raise_:
+            floor = "" if self.scaler is None else ", at a loss scale that cannot go lower"
+            regardless = "" if self.scaler is None else "; LossScaling(at_min_scale='skip') goes on regardless"
+            raise TrainingDivergedError(
+                f"{incident}; {self._patience} such steps in a row{floor}. The weights are those of the last good "
+                f"step. Look at the data, the learning rate and the forward pass{regardless}."
+            )
+
+    def note(self, optimizer: Optimizer, model: Module, *, batch_idx: int, rank: int) -> Incident:
+        """Record gradients that are not finite; the first incidents, then ever fewer, also go to the log."""
+        kind, parameters = _non_finite(optimizer, model)
+        incident = Incident(
+            step=self.record.steps,
+            batch_idx=batch_idx,
+            kind=kind,
+            parameters=parameters,
+            rank=rank,
+            loss_scale=self.loss_scale,
+            dtype=self.dtype,
+            action=self._action(),
+        )
+        self.record.add(incident)
+        is_power_of_two = self.record.total_incidents.bit_count() == 1
+        if rank == 0 and is_power_of_two:
+            lowered = incident.action is Action.backoff and self.scaler is not None
+            then = f", loss scale lowered to {self.scaler.state_if_overflowed().scale:g}" if lowered else ""
+            log.warning("%s; step skipped%s.", incident, then)
+        return incident
+
+    @property
+    def _patience(self) -> int:
+        return UNSCALED_PATIENCE if self.scaler is None else self.scaler.config.patience
+
+    def _action(self) -> Action:
+        if self.scaler is None:
+            return Action.raise_ if self.record.skips_in_a_row + 1 >= self._patience else Action.skip
+        config, after = self.scaler.config, self.scaler.state_if_overflowed()
+        if after.overflows_at_floor >= self._patience and config.at_min_scale is AtMinScale.raise_:
+            return Action.raise_
+        return Action.backoff if after.scale < self.scaler.get_scale() else Action.skip
+
+
+def _non_finite(optimizer: Optimizer, model: Module) -> tuple[str, tuple[str, ...]]:
+    """Kind, and names of the parameters whose gradient is not finite: one read of the gradients, one host sync."""
+    parameters = [parameter for parameter in _parameters(optimizer) if parameter.grad is not None]
+    amax = grad_amax(gradients(optimizer)).tolist()
+    names = _names(model)
+    bad = [(names.get(id(p), "unnamed"), a) for p, a in zip(parameters, amax, strict=True) if not math.isfinite(a)]
+    kind = "nan" if any(math.isnan(a) for _, a in bad) else "inf"
+    return kind, tuple(name for name, _ in bad)
+
+
+def _non_finite_weights(optimizer: Optimizer, model: Module) -> list[str]:
+    parameters = _parameters(optimizer)
+    amax = grad_amax([parameter.detach() for parameter in parameters]).tolist()
+    names = _names(model)
+    return [names.get(id(p), "unnamed") for p, a in zip(parameters, amax, strict=True) if not math.isfinite(a)]
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _names(model: Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}

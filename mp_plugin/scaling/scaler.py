@@ -1,0 +1,166 @@
+"""A loss scaler in the shape of `torch.amp.GradScaler`: state and calls, no decisions."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mp_plugin.config import LossScaling, Policy
+from mp_plugin.errors import CheckpointError, ConfigError
+from mp_plugin.numerics.grad_stats import unscale_
+from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
+from mp_plugin.scaling.verdict import Verdict, agree, gradients, home_device
+
+
+class LossScaler:
+    """Scale losses, unscale gradients, skip the steps that overflowed, and let the schedule move the scale.
+
+    Unlike `torch.amp.GradScaler` the scale has a floor and a ceiling, and a step is skipped on every rank when any rank
+    overflowed, with fused optimizers too.
+
+    Args:
+        config: how the scale moves; None for the defaults.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> scaler = LossScaler(LossScaling(init_scale=1024))
+        >>> scaler.scale(layer(torch.ones(2)).sum()).backward()
+        >>> scaler.step(optimizer)
+        >>> scaler.update()
+        >>> scaler.get_scale()
+        1024.0
+    """
+
+    def __init__(self, config: LossScaling | None = None) -> None:
+        self.config = config or LossScaling()
+        self.restart()
+
+    def restart(self) -> None:
+        """Return to the first scale and forget every step."""
+        self.state = initial_state(self.config)
+        # From unscale_ to step: the verdict on each optimizer's gradients, by the optimizer's id.
+        self._unscaled: dict[int, Verdict] = {}
+        # From unscale_ to update: every verdict on gradients of this scale.
+        self._verdicts: list[Verdict] = []
+
+    def is_enabled(self) -> bool:
+        """Whether losses are scaled: always, as for `GradScaler(enabled=True)`."""
+        return True
+
+    def get_scale(self) -> float:
+        """Return the loss scale; a number held on the host, so no sync."""
+        return self.state.scale
+
+    def scale(self, outputs: Tensor) -> Tensor:
+        """Multiply a loss by the scale, in fp32 if it came in half precision. No sync."""
+        if outputs.dtype in (torch.float16, torch.bfloat16):
+            # An fp16 loss of 2 times 2**15 is already infinite.
+            outputs = outputs.float()
+        return outputs * self.state.scale
+
+    def unscale_(self, optimizer: Optimizer) -> Verdict:
+        """Divide the gradients of one optimizer by the scale, in place, once per step.
+
+        One read and write of the gradients, one all-reduce if there are other ranks, one host sync.
+
+        Raises:
+            RuntimeError: when called twice without a `step` in between.
+            ConfigError: for fp16 gradients: their fp32 masters are what a loss scale is for.
+        """
+        if self.is_unscaled(optimizer):
+            raise RuntimeError("unscale_() was already called on this optimizer since its last step().")
+        grads = gradients(optimizer)
+        if any(grad.dtype is torch.float16 for grad in grads):
+            raise ConfigError(
+                "A loss scale needs gradients in fp32 or bf16, and this optimizer has fp16 ones; "
+                "accepted: fp32 parameters with precision '16-mixed', or precision '16-true' without scaling."
+            )
+        found_inf = unscale_(grads, self.state.scale).to(home_device(optimizer))
+        verdict = agree(found_inf, has_gradients=bool(grads))
+        self._unscaled[id(optimizer)] = verdict
+        self._verdicts.append(verdict)
+        return verdict
+
+    def is_unscaled(self, optimizer: Optimizer) -> bool:
+        """Whether the gradients of this optimizer were unscaled since its last step."""
+        return id(optimizer) in self._unscaled
+
+    def verdict(self, optimizer: Optimizer) -> Verdict:
+        """Return the verdict on this optimizer's gradients, unscaling them first if nobody has."""
+        return self._unscaled.get(id(optimizer)) or self.unscale_(optimizer)
+
+    def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Step the optimizer unless its gradients overflowed, unscaling them first if nobody has.
+
+        Returns:
+            What the optimizer returned; None for a skipped step.
+        """
+        overflowed = self.verdict(optimizer).overflowed
+        # An optimizer that calls its closure again within this step brings new gradients, to be unscaled anew.
+        del self._unscaled[id(optimizer)]
+        if overflowed:
+            return None
+        return optimizer.step(closure, **kwargs) if closure is not None else optimizer.step(**kwargs)
+
+    def state_if_overflowed(self) -> ScaleState:
+        """Return the state that an overflow would lead to, without going there."""
+        return advance(self.state, overflowed=True, config=self.config)
+
+    def update(self) -> None:
+        """Let the schedule move the scale, once all optimizers that shared it have stepped. No sync."""
+        if any(verdict.has_gradients for verdict in self._verdicts):
+            overflowed = any(verdict.overflowed for verdict in self._verdicts)
+            self.state = advance(self.state, overflowed=overflowed, config=self.config)
+        self._verdicts.clear()
+        self._unscaled.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers that `torch.amp.GradScaler` loads too."""
+        return {
+            "scale": self.state.scale,
+            "growth_factor": self.config.growth_factor,
+            "backoff_factor": self.config.backoff_factor,
+            "growth_interval": self.config.growth_interval,
+            "_growth_tracker": self.state.growth_tracker,
+            "hysteresis_tracker": self.state.hysteresis_tracker,
+            "overflows_at_floor": self.state.overflows_at_floor,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the scale where a `LossScaler` or a `torch.amp.GradScaler` left it.
+
+        Factors, interval and bounds stay as configured now; a static scale stays too.
+
+        Raises:
+            CheckpointError: for a missing or impossible value; nothing is loaded then.
+        """
+        scale = _positive("scale", state_dict.get("scale"))
+        counts = {
+            "growth_tracker": _count("_growth_tracker", state_dict.get("_growth_tracker")),
+            "hysteresis_tracker": _count(
+                "hysteresis_tracker", state_dict.get("hysteresis_tracker", self.config.hysteresis)
+            ),
+            "overflows_at_floor": _count("overflows_at_floor", state_dict.get("overflows_at_floor", 0)),
+        }
+        if self.config.policy is Policy.static:
+            scale = self.config.init_scale
+        bounded = min(max(scale, self.config.min_scale), self.config.max_scale)
+        self.state = ScaleState(scale=bounded, **counts)
+        self.state = replace(self.state, hysteresis_tracker=min(self.state.hysteresis_tracker, self.config.hysteresis))
+
+
+def _positive(key: str, value: object) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
+        return float(value)
+    raise CheckpointError(f"The loss scaler state has {key}={value!r}; accepted: a finite number above 0.")
+
+
+def _count(key: str, value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise CheckpointError(f"The loss scaler state has {key}={value!r}; accepted: a whole number, at least 0.")

@@ -1,0 +1,60 @@
+"""May this optimizer step? Its gradients, and one answer for all ranks."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What all ranks together know about the gradients of one optimizer."""
+
+    overflowed: bool
+    """Some gradient on some rank holds a NaN or an Inf."""
+    has_gradients: bool
+    """Some rank has a gradient at all."""
+
+
+def gradients(optimizer: Optimizer) -> list[Tensor]:
+    """Return the gradients an optimizer would use, in the order of its parameters; sparse ones coalesced first.
+
+    A parameter without a gradient, frozen or unused this step, contributes nothing.
+    """
+    found = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse and not parameter.grad.is_coalesced():
+                # Rows that appear twice are finite one by one and may overflow in their sum.
+                parameter.grad = parameter.grad.coalesce()
+            found.append(parameter.grad)
+    return found
+
+
+def agree(found_inf: Tensor, *, has_gradients: bool) -> Verdict:
+    """Combine what every rank found into one verdict: one all-reduce of two numbers, one host sync.
+
+    Every rank calls this at the same step or none does. Without other ranks it only reads the number.
+
+    Args:
+        found_inf: one element, above 0 if a gradient of this rank is not finite.
+        has_gradients: whether this rank has a gradient at all.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return Verdict(overflowed=bool(found_inf.item()), has_gradients=has_gradients)
+    answers = torch.cat([found_inf.reshape(1).float(), torch.full_like(found_inf, float(has_gradients)).reshape(1)])
+    dist.all_reduce(answers, op=dist.ReduceOp.MAX)
+    overflowed, any_gradients = answers.tolist()
+    return Verdict(overflowed=bool(overflowed), has_gradients=bool(any_gradients))
+
+
+def home_device(optimizer: Optimizer) -> torch.device:
+    """Return the device of an optimizer's first parameter: where its answer lives when it has no gradients."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            return parameter.device  # type: ignore[no-any-return]  # param_groups is untyped in torch
+    return torch.device("cpu")

@@ -1,0 +1,49 @@
+"""What can happen to a step, as plain data."""
+
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+
+class Action(str, Enum):
+    """What was done about gradients that are not finite."""
+
+    backoff = "backoff"
+    """The step was skipped and the loss scale lowered."""
+    skip = "skip"
+    """The step was skipped."""
+    raise_ = "raise"
+    """The run was stopped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Incident:
+    """One optimizer step whose gradients were not finite."""
+
+    step: int
+    """Optimizer steps tried before this one, skipped ones included."""
+    batch_idx: int
+    """Index of the batch in its epoch."""
+    kind: str
+    """`nan` if any gradient held a NaN, else `inf`."""
+    parameters: tuple[str, ...]
+    """Qualified names of the parameters with a non-finite gradient on this rank, in the optimizer's order."""
+    rank: int
+    """The process that recorded it."""
+    loss_scale: float
+    """What the loss was multiplied by; 1.0 without loss scaling."""
+    dtype: str
+    """Number format of the forward pass: fp32, tf32, bf16 or fp16."""
+    action: Action
+    """What was done."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the incident as plain JSON values."""
+        return {**asdict(self), "parameters": list(self.parameters), "action": self.action.value}
+
+    def __str__(self) -> str:
+        """Describe the incident in one line."""
+        names = ", ".join(self.parameters[:3])
+        more = f" and {len(self.parameters) - 3} more" if len(self.parameters) > 3 else ""
+        where = f"in {names}{more}" if names else "on another rank"
+        return f"step {self.step} (batch {self.batch_idx}): {self.kind} gradients {where} at loss scale {self.loss_scale:g}"

@@ -1,0 +1,105 @@
+"""The counters of a run, and what it says about itself at the end."""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from mp_plugin.errors import CheckpointError
+from mp_plugin.telemetry.events import Incident
+
+KEPT_INCIDENTS = 1000
+"""Newest incidents held in memory: a run that overflows on every step must not grow without bound."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunRecord:
+    """What happened to the optimizer steps of one fit."""
+
+    effective_step: int = 0
+    """Optimizer steps that changed a weight."""
+    skipped_steps: int = 0
+    """Optimizer steps that were not taken, because their gradients were not finite."""
+    skips_in_a_row: int = 0
+    """Skipped steps since the last one that was taken."""
+    total_incidents: int = 0
+    lowest_scale: float | None = None
+    highest_scale: float | None = None
+    by_parameter: Counter[str] = field(default_factory=Counter)
+    """How often each parameter's gradient was not finite."""
+    incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=KEPT_INCIDENTS))
+    """Newest last; not part of a checkpoint."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps tried."""
+        return self.effective_step + self.skipped_steps
+
+    def took_step(self, scale: float) -> None:
+        """Count a step that changed the weights."""
+        self.effective_step += 1
+        self.skips_in_a_row = 0
+        self._saw(scale)
+
+    def skipped_step(self, scale: float) -> None:
+        """Count a step that was not taken."""
+        self.skipped_steps += 1
+        self.skips_in_a_row += 1
+        self._saw(scale)
+
+    def add(self, incident: Incident) -> None:
+        """Remember an incident."""
+        self.total_incidents += 1
+        self.incidents.append(incident)
+        self.by_parameter.update(incident.parameters)
+
+    def summary(self, *, precision: str, scale: float | None) -> dict[str, Any]:
+        """Return the record as plain JSON values.
+
+        Args:
+            precision: Lightning's name of the precision.
+            scale: the loss scale now; None without loss scaling.
+        """
+        scales = {"now": scale, "min": self.lowest_scale or scale, "max": self.highest_scale or scale}
+        return {
+            "precision": precision,
+            "steps": self.steps,
+            "effective_steps": self.effective_step,
+            "skipped_steps": self.skipped_steps,
+            "loss_scale": None if scale is None else scales,
+            "incidents": {"total": self.total_incidents, "by_parameter": dict(self.by_parameter.most_common())},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters as plain types, for a checkpoint."""
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        return {
+            **counters,
+            "lowest_scale": self.lowest_scale,
+            "highest_scale": self.highest_scale,
+            "by_parameter": dict(self.by_parameter),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "RunRecord":
+        """Rebuild the counters.
+
+        Raises:
+            CheckpointError: for a missing or impossible counter.
+        """
+        for name in _COUNTERS:
+            value = state.get(name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise CheckpointError(f"The precision state has {name}={value!r}; accepted: a whole number, at least 0.")
+        return cls(
+            **{name: state[name] for name in _COUNTERS},
+            lowest_scale=state.get("lowest_scale"),
+            highest_scale=state.get("highest_scale"),
+            by_parameter=Counter(state.get("by_parameter", {})),
+        )
+
+    def _saw(self, scale: float) -> None:
+        self.lowest_scale = scale if self.lowest_scale is None else min(self.lowest_scale, scale)
+        self.highest_scale = scale if self.highest_scale is None else max(self.highest_scale, scale)
+
+
+_COUNTERS = ("effective_step", "skipped_steps", "skips_in_a_row", "total_incidents")
