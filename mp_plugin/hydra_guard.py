@@ -29,8 +29,9 @@ def check() -> str:
         SystemExit: with one sentence that says what would be lost and which overrides to add.
     """
     hydra = HydraConfig.get()
-    overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
-    name, choice = hydra.job.config_name, hydra.runtime.choices.get("precision")
+    groups: Any = hydra.overrides
+    overrides = _as_written(groups.hydra) + _as_written(groups.task)
+    name, choice = hydra.job.config_name, str(hydra.runtime.choices.get("precision"))
     final = host = _compose(name, overrides)
     if not any(_key(override).startswith("trainer.plugins") for override in overrides):  # there the user has decided
         try:
@@ -73,16 +74,20 @@ def complaint(final: DictConfig, host: DictConfig, choice: str) -> str | None:
         fixes.append("trainer.precision=null")
     if not problems:
         return None
-    return f"Stopped before training: {' and '.join(problems)}; to go on, add {' '.join(map(shlex.quote, fixes))}"
+    return f"Stopped before training: {', and '.join(problems)}; to go on, add {' '.join(map(shlex.quote, fixes))}"
 
 
 def without_precision(overrides: Sequence[str]) -> list[str]:
     """Rewrite a job's overrides so that they compose the same app without its precision config."""
-    keys = list(map(_key, overrides))
+    keys = {override: _key(override) for override in overrides}
     # A key below `precision`, or one that the precision config may have added, does not exist without it.
-    ours = [key in ("precision", "trainer.precision") or key.startswith(("precision.", "precision/")) for key in keys]
-    kept = [override for override, drop in zip(overrides, ours, strict=True) if not drop]
-    appended = any(key == "precision" and override.startswith("+") for key, override in zip(keys, overrides, strict=True))
+    ours = ("precision", "trainer.precision")
+    kept = [
+        override
+        for override, key in keys.items()
+        if key not in ours and not key.startswith(("precision.", "precision/"))
+    ]
+    appended = any(key == "precision" and override.startswith("+") for override, key in keys.items())
     return kept if appended else [*kept, "~precision"]
 
 
@@ -120,9 +125,17 @@ def _entries(config: DictConfig) -> list[Any]:
     plugins = OmegaConf.select(config, "trainer.plugins")
     if not isinstance(plugins, ListConfig):  # Trainer takes a single plugin, too
         plugins = ListConfig([] if plugins is None else [plugins], parent=config.get("trainer"))
-    plain = OmegaConf.to_container(plugins)
-    # Interpolations stay as they were written, unless they would mean something else elsewhere.
-    return OmegaConf.to_container(plugins, resolve=True) if "${." in repr(plain) else plain
+    entries = _as_written(plugins)
+    # A relative interpolation would mean something else on the command line.
+    return _resolved(plugins) if "${." in repr(entries) else entries
+
+
+def _as_written(node: ListConfig) -> list[Any]:
+    return OmegaConf.to_container(node)  # type: ignore[return-value]  # a ListConfig becomes a list
+
+
+def _resolved(node: ListConfig) -> list[Any]:
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]  # as above
 
 
 def _label(entry: Any) -> str:

@@ -19,6 +19,7 @@ class MpPluginSearchPath(SearchPathPlugin):
     """Append the shipped `conf` to the search path: last, so that a file of the app at the same path wins."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the shipped groups; Hydra calls this for every app."""
         search_path.append(provider="mp_plugin", path=config_root())
 
 

@@ -1,0 +1,33 @@
+"""What holds for every test: fixed seeds, and no trace left in the process."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_trace() -> Iterator[None]:
+    before = _process_state()
+    yield
+    assert _process_state() == before
+
+
+def _process_state() -> dict[str, Any]:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "cudnn tf32": torch.backends.cudnn.allow_tf32,
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        "grad mode": torch.is_grad_enabled(),
+        "no_grad": (torch.no_grad, torch.inference_mode),
+        # Lightning, pytest and torch._inductor mark the process when they first work in it.
+        "environment": {key: value for key, value in os.environ.items() if not key.startswith(("PL_", "PYTEST_", "TORCHINDUCTOR_", "TRITON_"))},
+    }

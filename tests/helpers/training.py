@@ -1,0 +1,76 @@
+"""Small real trainings, with faults planted where a test wants them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Regression(pl.LightningModule):
+    """A two-layer perceptron; `fault(loss, batch_idx)` may spoil the loss of a batch."""
+
+    def __init__(
+        self,
+        *,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+        fault: Callable[[Tensor, int], Tensor | None] = lambda loss, batch_idx: loss,
+        **optimizer_options: Any,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        self.make_optimizer = optimizer
+        self.optimizer_options = {"lr": 0.1, **optimizer_options}
+        self.fault = fault
+        self.seen_dtypes: list[torch.dtype] = []
+        self.losses: list[float] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor | None:
+        inputs, targets = batch
+        outputs = self.net(inputs)
+        self.seen_dtypes.append(outputs.dtype)
+        loss = torch.nn.functional.mse_loss(outputs.float(), targets.float())
+        self.losses.append(loss.item())
+        return self.fault(loss, batch_idx)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.parameters(), **self.optimizer_options)
+
+
+def infinite_at(*batches: int) -> Callable[[Tensor, int], Tensor]:
+    """A fault: the loss of these batches is multiplied by infinity."""
+    return lambda loss, batch_idx: loss * float("inf") if batch_idx in batches else loss
+
+
+def regression_data(*, batches: int = 8, batch_size: int = 4) -> DataLoader[Any]:
+    """A fixed regression problem, in fixed order."""
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(batches * batch_size, 8, generator=generator)
+    return DataLoader(TensorDataset(inputs, inputs.sum(dim=1, keepdim=True).sin()), batch_size=batch_size)
+
+
+def quiet_trainer(**options: Any) -> pl.Trainer:
+    """A CPU trainer without files and screen output."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(**{**defaults, **options})
+
+
+def weights(module: torch.nn.Module) -> list[Tensor]:
+    """A copy of a module's parameters."""
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def assert_bitwise_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """Equal shapes, dtypes and bits."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)

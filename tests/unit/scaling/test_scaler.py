@@ -1,0 +1,134 @@
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from mp_plugin.config import LossScaling
+from mp_plugin.errors import CheckpointError, ConfigError
+from mp_plugin.scaling.scaler import LossScaler
+
+
+def train(scaler: Any, *, fused: bool, steps: int = 12, overflow_at: tuple[int, ...] = (3, 4)) -> list[torch.Tensor]:
+    """Train a layer under a scaler; the gradients of some steps are spoiled."""
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = layer(torch.randn(8, 4)).square().mean()
+        scaler.scale(loss * float("inf") if step in overflow_at else loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(layer.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+    return [parameter.detach() for parameter in layer.parameters()]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_trains_as_grad_scaler_does_bit_by_bit(fused: bool) -> None:
+    ours = LossScaler(LossScaling(init_scale=1000.0, growth_interval=3))
+    theirs = torch.amp.GradScaler("cpu", init_scale=1000.0, growth_interval=3)
+    torch.testing.assert_close(train(ours, fused=fused), train(theirs, fused=fused), rtol=0, atol=0)
+    assert ours.get_scale() == theirs.get_scale()
+
+
+def test_166_overflows_and_a_healthy_step_leave_finite_weights() -> None:
+    """peers' fault 1: with torch's GradScaler the first healthy step makes every weight NaN."""
+    overflows = tuple(range(166))
+    theirs = train(torch.amp.GradScaler("cpu"), fused=False, steps=167, overflow_at=overflows)
+    assert all(weight.isnan().all() for weight in theirs)
+    ours = train(LossScaler(), fused=False, steps=167, overflow_at=overflows)
+    assert all(weight.isfinite().all() for weight in ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_loss_is_scaled_in_fp32(dtype: torch.dtype) -> None:
+    scaled = LossScaler().scale(torch.tensor([3.0], dtype=dtype))
+    assert scaled.dtype is torch.float32
+    assert scaled.item() == 3.0 * 2**15
+
+
+def test_unscaling_twice_is_refused() -> None:
+    scaler, optimizer = LossScaler(), sgd_with_gradient(1.0)
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="already called on this optimizer since its last step"):
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.unscale_(optimizer)
+
+
+def test_step_unscales_when_nobody_has() -> None:
+    scaler, optimizer = LossScaler(LossScaling(init_scale=8)), sgd_with_gradient(16.0)
+    scaler.step(optimizer)
+    assert optimizer.param_groups[0]["params"][0].item() == -2.0
+
+
+def test_fp16_gradients_are_refused() -> None:
+    with pytest.raises(ConfigError, match="this optimizer has fp16 ones; accepted: fp32 parameters"):
+        LossScaler().unscale_(sgd_with_gradient(1.0, dtype=torch.float16))
+
+
+def test_the_scale_waits_for_update() -> None:
+    scaler, bad, good = LossScaler(LossScaling(init_scale=8)), sgd_with_gradient(math.inf), sgd_with_gradient(8.0)
+    scaler.step(bad)
+    scaler.step(good)
+    assert good.param_groups[0]["params"][0].item() == -1.0
+    scaler.update()
+    assert scaler.get_scale() == 4
+
+
+def test_a_step_without_gradients_does_not_count() -> None:
+    scaler = LossScaler(LossScaling(growth_interval=1))
+    scaler.step(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+    scaler.update()
+    assert scaler.get_scale() == 2**15
+
+
+def test_state_goes_both_ways_between_us_and_torch() -> None:
+    ours = LossScaler(LossScaling(init_scale=1000.0, growth_interval=100))
+    train(ours, fused=False)
+    theirs = torch.amp.GradScaler("cpu")
+    theirs.load_state_dict(ours.state_dict())
+    # A GradScaler hands out its state only once it has scaled something.
+    theirs.scale(torch.zeros(1))
+    assert theirs.get_scale() == ours.get_scale()
+    back = LossScaler()
+    back.load_state_dict(theirs.state_dict())
+    assert back.state == ours.state
+
+
+def test_state_is_plain_numbers() -> None:
+    assert {type(value) for value in LossScaler().state_dict().values()} == {int, float}
+
+
+def test_a_loaded_scale_stays_inside_the_bounds_of_now() -> None:
+    state = LossScaler(LossScaling(init_scale=2**20)).state_dict()
+    bounded = LossScaler(LossScaling(init_scale=4, max_scale=2**10))
+    bounded.load_state_dict(state)
+    assert bounded.get_scale() == 2**10
+    static = LossScaler(LossScaling(policy="static", init_scale=4))  # type: ignore[arg-type]
+    static.load_state_dict(state)
+    assert static.get_scale() == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"scale": 0.0}, {"scale": math.nan}, {"scale": "big"}, {"scale": None}, {"_growth_tracker": -1}]
+    + [{"_growth_tracker": 1.5}, {"hysteresis_tracker": "one"}, {"overflows_at_floor": True}],
+    ids=str,
+)
+def test_damaged_state_is_refused_and_nothing_loaded(damage: dict[str, Any]) -> None:
+    scaler = LossScaler()
+    before = copy.copy(scaler.state)
+    (key,) = damage
+    with pytest.raises(CheckpointError, match=f"The loss scaler state has {key}=.*; accepted: "):
+        scaler.load_state_dict({**LossScaler(LossScaling(init_scale=2)).state_dict(), **damage})
+    assert scaler.state == before
+
+
+def sgd_with_gradient(gradient: float, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
+    parameter = torch.nn.Parameter(torch.zeros(1, dtype=dtype))
+    parameter.grad = torch.tensor([gradient], dtype=dtype)
+    return torch.optim.SGD([parameter], lr=1.0)

@@ -1,0 +1,46 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from mp_plugin.scaling.verdict import Verdict, agree, gradients
+
+
+def test_gradients_in_order_without_the_missing_ones() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    parameters[0].grad, parameters[2].grad = torch.tensor([1.0]), torch.tensor([3.0])
+    groups = [{"params": parameters[2:]}, {"params": parameters[:2]}]
+    assert [grad.item() for grad in gradients(torch.optim.SGD(groups, lr=1.0))] == [3.0, 1.0]
+
+
+def test_rows_of_a_sparse_gradient_are_summed_before_they_are_judged() -> None:
+    """Two finite rows of fp16 for the same word overflow in their sum."""
+    table = torch.nn.Parameter(torch.zeros(4, 1, dtype=torch.float16))
+    rows = torch.tensor([[60000.0], [60000.0]], dtype=torch.float16)
+    table.grad = torch.sparse_coo_tensor(torch.tensor([[2, 2]]), rows, (4, 1), check_invariants=True)
+    (grad,) = gradients(torch.optim.SGD([table], lr=1.0))
+    assert grad.is_coalesced()
+    assert grad.values().tolist() == [[math.inf]]
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_one_process_agrees_with_itself(found: float) -> None:
+    verdict = agree(torch.tensor([found]), has_gradients=True)
+    assert verdict == Verdict(overflowed=bool(found), has_gradients=True)
+
+
+def test_ranks_agree(tmp_path: Path) -> None:
+    """An Inf on rank 1 alone, and gradients on rank 0 alone, are known to both."""
+    mp.spawn(_agree_on_rank, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    verdicts = [(tmp_path / f"rank{rank}").read_text() for rank in range(2)]
+    assert verdicts == [str(Verdict(overflowed=True, has_gradients=True))] * 2
+
+
+def _agree_on_rank(rank: int, store: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    verdict = agree(torch.tensor([float(rank)]), has_gradients=rank == 0)
+    Path(out, f"rank{rank}").write_text(str(verdict))
+    dist.destroy_process_group()

@@ -1,0 +1,72 @@
+import dataclasses
+
+import pytest
+
+from mp_plugin.config import AtMinScale, LossScaling, Policy
+from mp_plugin.errors import ConfigError
+
+
+def test_defaults() -> None:
+    assert dataclasses.asdict(LossScaling()) == {
+        "policy": Policy.dynamic,
+        "init_scale": 2.0**15,
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": 2000,
+        "hysteresis": 1,
+        "min_scale": 1.0,
+        "max_scale": 2.0**24,
+        "at_min_scale": AtMinScale.raise_,
+        "patience": 10,
+    }
+
+
+def test_names_become_enum_members_and_whole_numbers_floats() -> None:
+    config = LossScaling(policy="static", at_min_scale="skip", init_scale=1024)  # type: ignore[arg-type]
+    assert config.policy is Policy.static
+    assert config.at_min_scale is AtMinScale.skip
+    assert isinstance(config.init_scale, float)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("policy", "automatic", "'dynamic', 'static'"),
+        ("at_min_scale", "ignore", "'raise', 'skip'"),
+        ("init_scale", float("nan"), "a number, 2**-64 to 2**64"),
+        ("init_scale", float("inf"), "a number, 2**-64 to 2**64"),
+        ("init_scale", 0, "a number, 2**-64 to 2**64"),
+        ("init_scale", -1.0, "a number, 2**-64 to 2**64"),
+        ("init_scale", True, "a number, 2**-64 to 2**64"),
+        ("init_scale", "65536", "a number, 2**-64 to 2**64"),
+        ("init_scale", 2.0**30, "min_scale (1) <= init_scale <= max_scale (1.67772e+07)"),
+        ("min_scale", 2.0**-127, "a number, 2**-64 to 2**64"),
+        ("max_scale", 2.0**65, "a number, 2**-64 to 2**64"),
+        ("growth_factor", 1.0, "a number, above 1"),
+        ("growth_factor", float("inf"), "a number, above 1"),
+        ("backoff_factor", 1.0, "a number, between 0 and 1, exclusive"),
+        ("backoff_factor", 0.0, "a number, between 0 and 1, exclusive"),
+        ("growth_interval", 0, "a whole number, at least 1"),
+        ("growth_interval", 2.5, "a whole number, at least 1"),
+        ("hysteresis", False, "a whole number, at least 1"),
+        ("patience", -3, "a whole number, at least 1"),
+    ],
+)
+def test_out_of_range_is_refused_by_name(field: str, value: object, accepted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LossScaling(**{field: value})  # type: ignore[arg-type]
+    assert f"LossScaling.{field}={value!r}"[:30] in str(caught.value) or "out of order" in str(caught.value)
+    assert accepted in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_scales_out_of_order_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"LossScaling.init_scale=4 is out of order; accepted: min_scale \(8\)"):
+        LossScaling(init_scale=4, min_scale=8)
+
+
+def test_is_frozen_and_keyword_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LossScaling().init_scale = 2.0  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        LossScaling("dynamic")  # type: ignore[misc]
