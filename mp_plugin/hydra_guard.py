@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import __version__ as omegaconf_version
 
 _OURS = "${precision}"
 _DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -109,7 +110,10 @@ def override_value(value: Any) -> str:
 
 def register() -> None:
     """Make `${mp_plugin.check:}` known to OmegaConf in this process."""
-    OmegaConf.register_new_resolver("mp_plugin.check", check, replace=True)
+    # OmegaConf 2.4, which comes with Hydra 1.4, warns about the old name; in 2.3 the new one is another function.
+    name = "register_new_resolver" if omegaconf_version.startswith("2.3.") else "register_resolver"
+    register_resolver: Any = getattr(OmegaConf, name)
+    register_resolver("mp_plugin.check", check, replace=True)
 
 
 def _compose(name: str | None, overrides: list[str]) -> DictConfig:

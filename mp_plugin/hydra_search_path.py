@@ -8,11 +8,11 @@ from pathlib import Path
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from mp_plugin import hydra_guard
+from mp_plugin.hydra_guard import register
 
 _PACKAGE = Path(__file__).parent
 
-hydra_guard.register()
+register()
 
 
 class MpPluginSearchPath(SearchPathPlugin):

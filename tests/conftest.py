@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import lightning.pytorch  # noqa: F401  # it sets environment variables when it is first imported
 import pytest
 import torch
 

@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 
+def no_fault(loss: Tensor, batch_idx: int) -> Tensor:
+    """Leave the loss alone."""
+    return loss
+
+
 class Regression(pl.LightningModule):
     """A two-layer perceptron; `fault(loss, batch_idx)` may spoil the loss of a batch."""
 
@@ -16,7 +21,7 @@ class Regression(pl.LightningModule):
         self,
         *,
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
-        fault: Callable[[Tensor, int], Tensor | None] = lambda loss, batch_idx: loss,
+        fault: Callable[[Tensor, int], Tensor | None] = no_fault,
         **optimizer_options: Any,
     ) -> None:
         super().__init__()

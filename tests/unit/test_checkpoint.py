@@ -1,0 +1,83 @@
+from typing import Any
+
+import pytest
+import torch
+
+from mp_plugin.checkpoint import STOCK_KEY, STOCK_KEYS, adopt_stock, offer_to_stock, pack, unpack
+from mp_plugin.config import LossScaling
+from mp_plugin.errors import CheckpointError
+from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.telemetry.record import RunRecord
+
+
+def scaler_at(scale: float) -> LossScaler:
+    return LossScaler(LossScaling(init_scale=scale))
+
+
+def record_of(steps: int) -> RunRecord:
+    record = RunRecord()
+    for _ in range(steps):
+        record.took_step(1.0)
+    return record
+
+
+def test_round_trip() -> None:
+    into = scaler_at(2)
+    record = unpack(pack("16-mixed", scaler_at(64), record_of(3)), into)
+    assert (into.get_scale(), record) == (64, record_of(3))
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("16-mixed", "bf16-mixed"), ("bf16-mixed", "16-mixed")])
+def test_a_run_may_change_its_precision(saved: str, loaded: str) -> None:
+    state = pack(saved, scaler_at(64) if saved == "16-mixed" else None, record_of(3))
+    into = scaler_at(2) if loaded == "16-mixed" else None
+    assert unpack(state, into) == record_of(3)
+    assert into is None or into.get_scale() == 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"version": 2}, r"version=2; accepted: 1"),
+        ({"version": None}, r"version=None; accepted: 1"),
+        ({"record": None}, r"record=None; accepted: a dict of counters"),
+        ({"record": {}}, r"effective_step=None"),
+        ({"scale": -1.0}, r"scale=-1.0; accepted: a finite number above 0"),
+    ],
+)
+def test_damage_is_refused_and_nothing_loaded(damage: dict[str, Any], message: str) -> None:
+    into = scaler_at(2)
+    with pytest.raises(CheckpointError, match=message):
+        unpack({**pack("16-mixed", scaler_at(64), record_of(3)), **damage}, into)
+    assert into.get_scale() == 2
+
+
+def test_a_stock_scaler_loads_what_we_leave_for_it() -> None:
+    checkpoint: dict[str, Any] = {}
+    offer_to_stock(checkpoint, scaler_at(64))
+    stock = torch.amp.GradScaler("cpu")
+    stock.load_state_dict(checkpoint[STOCK_KEY])
+    stock.scale(torch.zeros(1))
+    assert stock.get_scale() == 64
+
+
+def test_without_a_scaler_there_is_nothing_to_leave() -> None:
+    checkpoint: dict[str, Any] = {}
+    offer_to_stock(checkpoint, None)
+    assert checkpoint == {}
+
+
+@pytest.mark.parametrize("key", STOCK_KEYS)
+def test_we_load_what_stock_left(key: str) -> None:
+    stock = torch.amp.GradScaler("cpu", init_scale=256.0)
+    stock.scale(torch.zeros(1))
+    into = scaler_at(2)
+    adopt_stock({key: stock.state_dict()}, into)
+    assert into.get_scale() == 256
+
+
+def test_a_checkpoint_of_another_kind_changes_nothing() -> None:
+    into = scaler_at(2)
+    adopt_stock({"MixedPrecision": {}, "state_dict": {}}, into)
+    adopt_stock({"MixedPrecision": {"scale": 4.0}}, None)
+    assert into.get_scale() == 2

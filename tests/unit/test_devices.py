@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from mp_plugin.devices import Device, Support, allow_tf32, check_device, present_types, this_machine
+from mp_plugin.errors import ConfigError, UnsupportedError
+from mp_plugin.modes import MODES, parse_mode
+
+VOLTA, AMPERE = Device(type="cuda", capability=(7, 0)), Device(type="cuda", capability=(8, 0))
+OLD_CPU, NEW_CPU = Device(type="cpu"), Device(type="cpu", cpu_flags=frozenset({"avx512_bf16"}))
+
+
+@pytest.mark.parametrize(
+    ("device", "compute", "support"),
+    [
+        (VOLTA, "fp16", Support.native),
+        (VOLTA, "bf16", Support.converted),
+        (VOLTA, "tf32", Support.same_as_fp32),
+        (Device(type="cuda", capability=(6, 1)), "fp16", Support.converted),
+        (AMPERE, "bf16", Support.native),
+        (AMPERE, "tf32", Support.native),
+        (OLD_CPU, "fp32", Support.native),
+        (OLD_CPU, "bf16", Support.converted),
+        (NEW_CPU, "bf16", Support.native),
+        (NEW_CPU, "fp16", Support.converted),
+        (NEW_CPU, "tf32", Support.same_as_fp32),
+        (Device(type="meta"), "bf16", Support.none),
+    ],
+)
+def test_support(device: Device, compute: str, support: Support) -> None:
+    assert device.supports(compute) is support
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_cpu_runs_every_precision(name: str) -> None:
+    check_device(MODES[name], "cpu")
+
+
+def test_an_unknown_device_type_is_refused() -> None:
+    with pytest.raises(ConfigError, match="device='warp' is unknown; accepted: cpu"):
+        check_device(parse_mode("bf16"), "warp")
+
+
+@pytest.mark.skipif("mps" in present_types(), reason="this machine has the device that the test misses")
+def test_a_device_that_is_not_here_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="device='mps' is not available on this machine; accepted: cpu"):
+        check_device(parse_mode("bf16"), "mps")
+
+
+def test_this_machine_has_a_cpu_first() -> None:
+    assert [device.type for device in this_machine()] == present_types()
+    assert present_types()[0] == "cpu"
+
+
+def test_tf32_is_undone() -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    undo = allow_tf32()
+    assert torch.get_float32_matmul_precision() == "high"
+    undo()
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
