@@ -1,1 +1,1 @@
-from mp_plugin.hydra_search_path import MpPluginSearchPath  # noqa: D100, F401  (installed into hydra_plugins/ for Hydra 1.3)
+from mp_plugin.hydra_search_path import MpPluginSearchPath  # noqa: F401  (installed into hydra_plugins/ for Hydra 1.3)

@@ -8,7 +8,7 @@ from mp_plugin.errors import ConfigError
 
 LOWEST_SCALE = 2.0**-64
 HIGHEST_SCALE = 2.0**64
-"""Far enough from 2**-128, where the fp32 reciprocal of the scale is no longer finite and unscaling makes NaN of zero."""
+"""Both far from 2**-128, where the fp32 reciprocal of the scale is infinite and unscaling makes NaN of zero."""
 
 
 class Policy(str, Enum):
@@ -52,7 +52,7 @@ class LossScaling:
     growth_interval: int = 2000
     """Clean optimizer steps in a row before the scale grows; at least 1."""
     hysteresis: int = 1
-    """Overflows that it takes to back off, refilled when the scale changes; at least 1. Above 1 rides out a rare bad batch."""
+    """Overflows it takes to back off, refilled when the scale changes; at least 1. Above 1, a bad batch may be free."""
     min_scale: float = 1.0
     """Lowest scale; from 2**-64 up to `init_scale`."""
     max_scale: float = 2.0**24

@@ -9,7 +9,6 @@ import torch
 from mp_plugin.errors import ConfigError, UnsupportedError
 from mp_plugin.modes import Mode
 
-
 HALF_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx512_fp16", "amx_fp16")
 """Instruction sets that multiply in a half format."""
 
@@ -99,7 +98,7 @@ def this_machine() -> list[Device]:
 
 def _cpu_flags() -> frozenset[str]:
     # torch 2.6 cannot say; then every half format counts as converted, which only makes a remark too careful.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return frozenset(name for name in HALF_INSTRUCTIONS if capabilities.get(name))
 
 

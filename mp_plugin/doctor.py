@@ -105,8 +105,12 @@ def _versions() -> Table:
 def _precisions(device: Device, ratios: dict[str, float]) -> Table:
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     table = Table(title=f"Precisions on {name}", title_justify="left")
-    for heading in ("precision=", "computes in", "largest", "smallest normal", "hardware", "step / fp32"):
-        table.add_column(heading, justify="right" if heading in ("largest", "smallest normal", "step / fp32") else "left")
+    table.add_column("precision=")
+    table.add_column("computes in")
+    table.add_column("largest", justify="right")
+    table.add_column("smallest normal", justify="right")
+    table.add_column("hardware")
+    table.add_column("step / fp32", justify="right")
     for group in GROUPS:
         mode = _mode(group)
         limits = FORMATS[mode.compute]
@@ -141,7 +145,7 @@ def _training_step(mode: Mode, device_type: str) -> Callable[[], None]:
         with context:
             hidden = torch.nn.functional.gelu(torch.nn.functional.linear(inputs, layers[0]))
             loss = torch.nn.functional.linear(hidden, layers[1]).float().mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if undo is not None:
             undo()
 

@@ -18,4 +18,4 @@ class CheckpointError(MpPluginError, ValueError):
 
 
 class TrainingDivergedError(MpPluginError, RuntimeError):
-    """Step after step had non-finite gradients and nothing is left to try; the weights are those of the last good step."""
+    """Step after step had non-finite gradients, and nothing is left to try."""

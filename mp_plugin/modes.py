@@ -61,7 +61,7 @@ def parse_mode(precision: str | int) -> Mode:
         '16-mixed'
     """
     # bool is an int, and True would otherwise read as a name.
-    name = str(precision) if isinstance(precision, (str, int)) and not isinstance(precision, bool) else ""
+    name = "" if isinstance(precision, bool) else str(precision)
     mode = MODES.get(ALIASES.get(name, name))
     if mode is None:
         accepted = ", ".join(repr(known) for known in [*MODES, *(a for a in ALIASES if not a.isdigit())])

@@ -12,8 +12,8 @@ log = logging.getLogger(__name__)
 def raise_vanishing_eps_(optimizer: Optimizer) -> None:
     r"""Raise an `eps` that is zero in fp16 to fp16's smallest normal number, 2**-14, and say so.
 
-    Adam divides by $\sqrt{v} + \epsilon$. Its default of 1e-8 rounds to 0 in fp16, and $v$ starts at 0: the first step of
-    a weight without a gradient is 0/0, and the weight is NaN from then on.
+    Adam divides by $\sqrt{v} + \epsilon$. Its default of 1e-8 rounds to 0 in fp16, and $v$ starts at 0: the first
+    step of a weight whose gradient is 0 divides 0 by 0, and the weight is NaN from then on.
 
     Example:
         >>> import torch

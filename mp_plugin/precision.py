@@ -144,7 +144,7 @@ class AdaptivePrecision(Precision):
     # Forward.
 
     @override
-    def forward_context(self) -> AbstractContextManager[None]:  # type: ignore[override]
+    def forward_context(self) -> AbstractContextManager[None]:
         if self.mode.is_mixed:
             return autocast(self._device_type, DTYPES[self.mode.compute])
         return self.tensor_init_context()
@@ -256,8 +256,8 @@ def _refuse_what_cannot_be_scaled(model: Module, optimizers: list[Optimizer]) ->
     halves = [name for name, parameter in model.named_parameters() if parameter.dtype is torch.float16]
     if halves:
         raise ConfigError(
-            f"precision='16-mixed' scales the gradients of fp32 weights, and {len(halves)} parameters are fp16 already, "
-            f"{halves[0]!r} among them; accepted: a model in fp32, or precision '16-true'."
+            f"precision='16-mixed' scales the gradients of fp32 weights, and {len(halves)} parameters are fp16 "
+            f"already, {halves[0]!r} among them; accepted: a model in fp32, or precision '16-true'."
         )
 
 

@@ -8,6 +8,9 @@ import lightning.pytorch  # noqa: F401  # it sets environment variables when it 
 import pytest
 import torch
 
+THEIR_OWN = ("PL_", "PYTEST_", "TORCHINDUCTOR_", "TRITON_")
+"""Prefixes of the variables with which Lightning, pytest and torch mark a process when they first work in it."""
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
@@ -29,6 +32,5 @@ def _process_state() -> dict[str, Any]:
         "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
         "grad mode": torch.is_grad_enabled(),
         "no_grad": (torch.no_grad, torch.inference_mode),
-        # Lightning, pytest and torch._inductor mark the process when they first work in it.
-        "environment": {key: value for key, value in os.environ.items() if not key.startswith(("PL_", "PYTEST_", "TORCHINDUCTOR_", "TRITON_"))},
+        "environment": {key: value for key, value in os.environ.items() if not key.startswith(THEIR_OWN)},
     }

@@ -108,10 +108,11 @@ class StepGuard:
         self.record.add(incident)
         is_power_of_two = self.record.total_incidents.bit_count() == 1
         if rank == 0 and is_power_of_two:
-            lowered = incident.action is Action.backoff and self.scaler is not None
-            then = f", loss scale lowered to {self.scaler.state_if_overflowed().scale:g}" if lowered else ""
-            log.warning("%s; step skipped%s.", incident, then)
+            log.warning("%s; step skipped%s.", incident, self._lowered() if incident.action is Action.backoff else "")
         return incident
+
+    def _lowered(self) -> str:
+        return "" if self.scaler is None else f", loss scale lowered to {self.scaler.state_if_overflowed().scale:g}"
 
     @property
     def _patience(self) -> int:

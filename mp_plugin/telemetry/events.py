@@ -46,4 +46,5 @@ class Incident:
         names = ", ".join(self.parameters[:3])
         more = f" and {len(self.parameters) - 3} more" if len(self.parameters) > 3 else ""
         where = f"in {names}{more}" if names else "on another rank"
-        return f"step {self.step} (batch {self.batch_idx}): {self.kind} gradients {where} at loss scale {self.loss_scale:g}"
+        scale = f" at loss scale {self.loss_scale:g}" if self.loss_scale != 1 else ""
+        return f"step {self.step} (batch {self.batch_idx}): {self.kind} gradients {where}{scale}"

@@ -89,7 +89,9 @@ class RunRecord:
         for name in _COUNTERS:
             value = state.get(name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise CheckpointError(f"The precision state has {name}={value!r}; accepted: a whole number, at least 0.")
+                raise CheckpointError(
+                    f"The precision state has {name}={value!r}; accepted: a whole number, at least 0."
+                )
         return cls(
             **{name: state[name] for name in _COUNTERS},
             lowest_scale=state.get("lowest_scale"),

@@ -22,7 +22,6 @@ from tests.helpers.training import (
     weights,
 )
 
-
 SCALE = 2.0**10
 """A loss scale that nothing in these small models overflows at."""
 
@@ -213,7 +212,8 @@ class ManualClipping(TwoOptimizers):
 
 def test_manual_clipping_clips_true_gradients() -> None:
     """peers' fault L3: stock clips the scaled gradient to 1, and the update is 1 over the scale."""
-    theirs = fit(MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0)), ManualClipping(), limit_train_batches=1)  # fmt: skip
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    theirs = fit(MixedPrecision("16-mixed", "cpu", scaler), ManualClipping(), limit_train_batches=1)
     assert theirs.a.item() == pytest.approx(-1 / 1024, rel=1e-3)
     ours = fit(AdaptivePrecision("fp16", scaling=LossScaling(init_scale=1024)), ManualClipping(), limit_train_batches=1)
     assert ours.a.item() == pytest.approx(-1.0, rel=1e-5)
@@ -244,7 +244,7 @@ def test_lbfgs_works_without_a_loss_scale_and_is_refused_with_one() -> None:
     quiet_trainer(precision="bf16-mixed").fit(theirs, regression_data())
     ours = fit(AdaptivePrecision("bf16"), Regression(optimizer=torch.optim.LBFGS, lr=0.5))
     assert_bitwise_equal(weights(ours), weights(theirs))
-    with pytest.raises(UnsupportedError, match="LBFGS .* cannot work with a loss scale; accepted: precision 'bf16-mixed'"):
+    with pytest.raises(UnsupportedError, match="LBFGS .* cannot work with a loss scale; accepted: precision"):
         fit(AdaptivePrecision("fp16"), Regression(optimizer=torch.optim.LBFGS))
 
 

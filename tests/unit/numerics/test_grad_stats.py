@@ -90,7 +90,9 @@ def test_division_that_overflows_is_found() -> None:
 
 
 def test_sparse_values_are_read_and_written_in_place() -> None:
-    grad = torch.sparse_coo_tensor(torch.tensor([[0, 2]]), torch.tensor([8.0, INF]), (4,), check_invariants=True).coalesce()
+    grad = torch.sparse_coo_tensor(
+        torch.tensor([[0, 2]]), torch.tensor([8.0, INF]), (4,), check_invariants=True
+    ).coalesce()
     assert local_values(grad).data_ptr() == grad._values().data_ptr()
     assert unscale_([grad], 4.0).item() == 1.0
     assert grad.to_dense().tolist() == [2.0, 0.0, INF, 0.0]
