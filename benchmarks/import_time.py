@@ -1,0 +1,72 @@
+"""What importing mp_plugin adds to importing lightning, and how fast `mp-plugin --help` answers.
+
+Each sample is a fresh interpreter. What mp_plugin adds is measured behind the import of lightning in the same process,
+so that the seconds lightning takes, and their noise, are not in the figure.
+
+    python benchmarks/import_time.py [--rounds 15]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+IMPORT = """
+import time
+start = time.perf_counter()
+import lightning.pytorch
+between = time.perf_counter()
+from mp_plugin import AdaptivePrecision, LossScaling
+print(between - start, time.perf_counter() - between)
+"""
+
+HELP = """
+import contextlib, io, sys, time
+start = time.perf_counter()
+sys.argv = ["mp-plugin", "--help"]
+from mp_plugin.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main()
+assert "torch" not in sys.modules
+print(time.perf_counter() - start)
+"""
+
+
+def sample(code: str) -> list[float]:
+    """Run code in a fresh interpreter and return the seconds that it printed."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    return [float(number) for number in done.stdout.split()]
+
+
+def main() -> None:
+    """Measure, print and write down."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    samples: dict[str, list[float]] = {"import lightning": [], "added by mp_plugin": [], "mp-plugin --help": []}
+    for index in range(rounds + 1):
+        seconds = [*sample(IMPORT), *sample(HELP)]
+        if index:  # the first round fills the disk cache
+            for name, value in zip(samples, seconds, strict=True):
+                samples[name].append(value)
+    print(f"{'':20} {'median':>9} {'min':>9} {'max':>9}   milliseconds, {rounds} rounds")
+    for name, values in samples.items():
+        print(f"{name:20} " + " ".join(f"{1000 * pick(values):9.1f}" for pick in (statistics.median, min, max)))
+    result = {
+        "command": f"python benchmarks/import_time.py --rounds {rounds}",
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "lightning", "mp-plugin")},
+        "seconds": samples,
+    }
+    path = Path(__file__).parent / "results" / "import_time.cpu.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
