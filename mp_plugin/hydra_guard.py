@@ -28,11 +28,17 @@ def check() -> str:
 
     Raises:
         SystemExit: with one sentence that says what would be lost and which overrides to add.
+
+    Returns:
+        What the environment variable is set to while the job runs.
     """
     hydra = HydraConfig.get()
     groups: Any = hydra.overrides
     overrides = _as_written(groups.hydra) + _as_written(groups.task)
     name, choice = hydra.job.config_name, str(hydra.runtime.choices.get("precision"))
+    given = [override for override in overrides if _key(override) == "precision" and not override.startswith("~")]
+    if len(given) > 1:  # Hydra would take the last
+        raise SystemExit(f"Stopped before training: {' and '.join(given)} are {len(given)} precisions; give one")
     final = host = _compose(name, overrides)
     if not any(_key(override).startswith("trainer.plugins") for override in overrides):  # there the user has decided
         try:

@@ -110,6 +110,15 @@ def test_a_skipped_step_leaves_the_weights_as_they_were() -> None:
     assert_bitwise_equal(weights(with_fault), weights(without))
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_stock_steps_with_a_nan_and_loses_every_weight(precision: str) -> None:
+    theirs = Regression(fault=infinite_at(3))
+    quiet_trainer(precision=precision).fit(theirs, regression_data())
+    assert all(weight.isnan().all() for weight in weights(theirs))
+    ours = fit(AdaptivePrecision(precision), Regression(fault=infinite_at(3)))
+    assert all(weight.isfinite().all() for weight in weights(ours))
+
+
 class SeenGradients(Callback):
     """The largest gradient that the hooks see."""
 
@@ -120,14 +129,19 @@ class SeenGradients(Callback):
         self.largest.append(max(parameter.grad.abs().max().item() for parameter in pl_module.parameters()))
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_hooks_see_true_gradients_with_fused_optimizers_too(fused: bool) -> None:
+def test_hooks_see_true_gradients_with_fused_optimizers_too() -> None:
     """peers' fault L4: stock hands scaled gradients to the hooks of a fused optimizer."""
-    ours, truth = SeenGradients(), SeenGradients()
-    adam = {"optimizer": torch.optim.AdamW, "lr": 1e-3, "fused": fused}
-    fit(AdaptivePrecision("fp16"), Regression(**adam), callbacks=[ours], limit_train_batches=1)
-    fit(AdaptivePrecision("fp32"), Regression(**adam), callbacks=[truth], limit_train_batches=1)
-    assert ours.largest == pytest.approx(truth.largest, rel=0.01)
+
+    def seen(plugin: Any, *, fused: bool) -> float:
+        callback = SeenGradients()
+        model = Regression(optimizer=torch.optim.AdamW, lr=1e-3, fused=fused)
+        fit(plugin, model, callbacks=[callback], limit_train_batches=1)
+        return callback.largest[0]
+
+    truth = seen(AdaptivePrecision("fp32"), fused=False)
+    assert seen(stock("16-mixed"), fused=True) == pytest.approx(SCALE * truth, rel=0.01)
+    for fused in (False, True):
+        assert seen(AdaptivePrecision("fp16"), fused=fused) == pytest.approx(truth, rel=0.01)
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
