@@ -25,6 +25,7 @@ from mp_plugin.modes import parse_mode
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import gradients
+from mp_plugin.schedulers import hold_on_skips
 from mp_plugin.telemetry.events import Incident
 
 
@@ -122,7 +123,8 @@ class AdaptivePrecision(Precision):
     def connect(
         self, model: Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
     ) -> tuple[Module, list[Optimizer], list[Any]]:
-        trainer = _lightning_module(model).trainer
+        module = _lightning_module(model)
+        trainer = module.trainer
         if self.mode.compute == "tf32":
             self._undo.append(allow_tf32())
         if trainer.state.fn == TrainerFn.FITTING:
@@ -133,6 +135,7 @@ class AdaptivePrecision(Precision):
             monitor = PrecisionMonitor(self)
             trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
             self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
+            self._undo.append(hold_on_skips(module, self.guard))
         return model, optimizers, lr_schedulers
 
     @override
