@@ -40,6 +40,8 @@ class PrecisionMonitor(Callback):
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.barebones:
+            return  # where logging is a warning
         now = (self.plugin.loss_scale, self.plugin.skipped_steps)
         if now != self._shown:
             self._shown = now

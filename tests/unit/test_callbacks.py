@@ -76,6 +76,12 @@ def test_a_fit_without_a_step_has_no_table(capsys: pytest.CaptureFixture[str]) -
     assert "Precision summary" not in capsys.readouterr().out
 
 
+def test_a_barebones_trainer_is_not_bothered_with_logging() -> None:
+    plugin = AdaptivePrecision("bf16")
+    pl.Trainer(barebones=True, accelerator="cpu", max_epochs=1, plugins=[plugin]).fit(Regression(), regression_data())
+    assert plugin.effective_step == 8
+
+
 def test_true_fp16_survives_adam_with_its_default_eps() -> None:
     plugin = AdaptivePrecision("fp16_true")
     model = Regression(optimizer=torch.optim.AdamW, lr=1e-3)
