@@ -1,0 +1,67 @@
+# A fresh machine needs Python 3.10 to 3.13 and make; every target installs the rest into .venv.
+#   make demo    a project generated from this checkout, installed and trained
+#   make test    the whole test suite
+
+PYTHON ?= python3
+# Test workers; 1 runs the suite in one process. auto: one per core.
+JOBS ?= auto
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO = build/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | while IFS='	' read -r name what; do \
+	  printf '  make %-8s %s\n' "$$name" "$$what"; done
+
+# --- environment: each stamp is older than what it was installed from only when there is something to do -------------
+
+.venv/base: constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "PYTHON=$(PYTHON) was not found: name a Python 3.10 to 3.13, as in 'make PYTHON=python3.12'." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else \
+	  "PYTHON=$(PYTHON) is Python %d.%d: name a Python 3.10 to 3.13, as in \"make PYTHON=python3.12\"." % v)'
+	"$(PYTHON)" -m venv .venv
+	@# The build tools come first and pinned, so that nothing below is built with an unpinned one.
+	$(PIP) setuptools hatchling editables
+	@touch $@
+
+.venv/demo: .venv/base pyproject.toml
+	$(PIP) --no-build-isolation -e . cookiecutter
+	@touch $@
+
+.venv/dev: .venv/base pyproject.toml
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@ .venv/demo
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+demo: .venv/demo ## generate a project from this checkout, install it and train it in bf16
+	@if [ -e $(DEMO) ] && [ ! -e $(DEMO)/.made-by-make-demo ]; then \
+	  echo "$(DEMO) was not made by 'make demo': move it away first." >&2; exit 1; fi
+	@rm -rf $(DEMO) && mkdir -p $(DEMO) && touch $(DEMO)/.made-by-make-demo
+	.venv/bin/cookiecutter . --no-input --default-config --output-dir $(DEMO) project_name=Digits
+	$(PIP) --no-build-isolation -e $(DEMO)/digits
+	cd $(DEMO)/digits && ../../../.venv/bin/python train.py precision=bf16
+
+test: .venv/dev ## run the whole test suite
+	@# One thread per worker: torch would otherwise start a pool per worker and oversubscribe the cores.
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --maxprocesses=8
+
+lint: .venv/dev ## check style, types and the repository's layout; change nothing
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/sp-repo-review .
+
+format: .venv/dev ## format the code and fix what can be fixed
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/dev ## run the benchmarks, one after the other
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
+
+clean: ## remove .venv and everything that was built
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
