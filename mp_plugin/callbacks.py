@@ -13,6 +13,9 @@ from mp_plugin.telemetry.table import summary_table
 if TYPE_CHECKING:
     from mp_plugin.precision import AdaptivePrecision
 
+STEP_METRIC: dict[str, Any] = {"on_step": True, "on_epoch": False, "batch_size": 1}
+"""A number of the step, not of its samples. Lightning asks for a batch size where a step takes the iterator."""
+
 
 class PrecisionMonitor(Callback):
     """Log the `precision/*` metrics, keep the progress bar up to date and print the table at the end of a fit.
@@ -45,9 +48,9 @@ class PrecisionMonitor(Callback):
         now = (self.plugin.loss_scale, self.plugin.skipped_steps)
         if now != self._shown:
             self._shown = now
-            pl_module.log_dict(self._bar(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
+            pl_module.log_dict(self._bar(), prog_bar=True, logger=False, **STEP_METRIC)
         if trainer._logger_connector.should_update_logs:
-            pl_module.log_dict(self._metrics(), on_step=True, on_epoch=False)
+            pl_module.log_dict(self._metrics(), **STEP_METRIC)
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

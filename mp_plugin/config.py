@@ -61,6 +61,8 @@ class LossScaling:
     """What `patience` overflows in a row at the lowest scale lead to: `raise` or `skip`."""
     patience: int = 10
     """Overflows in a row, at a scale that cannot go lower, before `at_min_scale` applies; at least 1."""
+    retries: int = 1
+    """Times an overflowed batch is run again, each time after the scale was lowered; 0 loses the batch."""
 
     def __post_init__(self) -> None:
         """Check every field and turn names into enum members."""
@@ -80,7 +82,8 @@ class LossScaling:
         accepted = "between 0 and 1, exclusive"
         set_(self, "backoff_factor", _number("backoff_factor", self.backoff_factor, above_zero, below_one, accepted))
         for name in ("growth_interval", "hysteresis", "patience"):
-            set_(self, name, _count(name, getattr(self, name)))
+            set_(self, name, _count(name, getattr(self, name), lowest=1))
+        set_(self, "retries", _count("retries", self.retries, lowest=0))
 
 
 def _above(value: float) -> float:
@@ -102,7 +105,7 @@ def _number(name: str, value: object, lowest: float, highest: float, accepted: s
     return float(value)  # type: ignore[arg-type]
 
 
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"LossScaling.{name}={value!r} is not accepted; accepted: a whole number, at least 1.")
+def _count(name: str, value: object, *, lowest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ConfigError(f"LossScaling.{name}={value!r} is not accepted; accepted: a whole number, at least {lowest}.")
     return value

@@ -1,9 +1,12 @@
-"""What an optimizer needs in order to survive half-precision weights."""
+"""What a half precision asks of an optimizer."""
 
 import logging
 
-from torch.optim import Optimizer
+import torch
+from torch.nn import Module
+from torch.optim import LBFGS, Optimizer
 
+from mp_plugin.errors import ConfigError, UnsupportedError
 from mp_plugin.formats import FORMATS
 
 log = logging.getLogger(__name__)
@@ -33,3 +36,23 @@ def raise_vanishing_eps_(optimizer: Optimizer) -> None:
                 eps,
                 group["eps"],
             )
+
+
+def refuse_what_cannot_be_scaled(model: Module, optimizers: list[Optimizer]) -> None:
+    """Refuse an optimizer or a model that a loss scale cannot work with, before training.
+
+    Raises:
+        UnsupportedError: for LBFGS.
+        ConfigError: for weights that are fp16 already.
+    """
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise UnsupportedError(
+            "LBFGS evaluates the loss several times within a step and cannot work with a loss scale; "
+            "accepted: precision 'bf16-mixed' or '32-true', or another optimizer."
+        )
+    halves = [name for name, parameter in model.named_parameters() if parameter.dtype is torch.float16]
+    if halves:
+        raise ConfigError(
+            f"precision='16-mixed' scales the gradients of fp32 weights, and {len(halves)} parameters are fp16 "
+            f"already, {halves[0]!r} among them; accepted: a model in fp32, or precision '16-true'."
+        )

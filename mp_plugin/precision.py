@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import Module
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from mp_plugin.autocast import autocast
@@ -20,9 +20,11 @@ from mp_plugin.casting import DTYPES, cast_floating, default_dtype
 from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
 from mp_plugin.config import LossScaling
 from mp_plugin.devices import allow_tf32, check_device
-from mp_plugin.errors import ConfigError, UnsupportedError
+from mp_plugin.errors import ConfigError
 from mp_plugin.modes import parse_mode
-from mp_plugin.scaling.guard import StepGuard
+from mp_plugin.optimizers import refuse_what_cannot_be_scaled
+from mp_plugin.retry import StepStart, can_run_again, counted_once, known_at_first
+from mp_plugin.scaling.guard import StepGuard, Where
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import gradients
 from mp_plugin.schedulers import hold_on_skips
@@ -32,8 +34,9 @@ from mp_plugin.telemetry.events import Incident
 class AdaptivePrecision(Precision):
     """Train in a chosen precision and never step with a gradient that is not finite.
 
-    Every optimizer step reads the gradients once. If one of them holds a NaN or an Inf on any rank, the step is skipped
-    on all ranks, counted, and the parameters concerned are named; in `16-mixed` the loss scale backs off as well.
+    Every optimizer step reads the gradients once. If one of them holds a NaN or an Inf on any rank, the parameters
+    concerned are named, and all ranks together either run the batch again at a lower loss scale, in `16-mixed`, or skip
+    the step: the weights stay, buffers go back to their last good values, LR schedulers hold, and the skip is counted.
     Gradients are unscaled before `on_before_optimizer_step` and before clipping, for fused optimizers too; both are
     left out of a step that is skipped. One host sync per step.
 
@@ -99,6 +102,11 @@ class AdaptivePrecision(Precision):
         return self.guard.record.skipped_steps
 
     @property
+    def retried_steps(self) -> int:
+        """Optimizer steps taken with the gradients of a batch that was run again at a lower loss scale."""
+        return self.guard.record.retried_steps
+
+    @property
     def incidents(self) -> list[Incident]:
         """The newest incidents, newest last."""
         return list(self.guard.record.incidents)
@@ -129,9 +137,10 @@ class AdaptivePrecision(Precision):
             self._undo.append(allow_tf32())
         if trainer.state.fn == TrainerFn.FITTING:
             if self.scaler is not None:
-                _refuse_what_cannot_be_scaled(model, optimizers)
+                refuse_what_cannot_be_scaled(model, optimizers)
             if trainer.global_step == 0:
                 self.guard.start_afresh()
+            self._start = StepStart(module)
             monitor = PrecisionMonitor(self)
             trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
             self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
@@ -155,12 +164,13 @@ class AdaptivePrecision(Precision):
     @override
     @contextmanager
     def train_step_context(self) -> Generator[None, None, None]:
+        self._start.mark()
         with self.forward_context():
             yield
         # In manual optimization the optimizers stepped in here. Only now have all of them seen the scale that made
-        # their gradients, so only now may it move. In automatic optimization no step is open at this point.
-        if self.scaler is not None:
-            self.scaler.update()
+        # their gradients, so only now may it move.
+        if not self._start.module.automatic_optimization:
+            self._end_of_step()
 
     @override
     def tensor_init_context(self) -> AbstractContextManager[None]:
@@ -190,11 +200,20 @@ class AdaptivePrecision(Precision):
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Optimizer, model: "pl.LightningModule", closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
-        where = {"batch_idx": model.trainer.fit_loop.batch_idx, "rank": model.trainer.global_rank}
+        where = Where(batch_idx=model.trainer.fit_loop.batch_idx, rank=model.trainer.global_rank)
         result = output = closure()
         verdict = self.guard.verdict(optimizer)
+        retries = 0
+        while verdict.overflowed and retries < self._retries(model) and self.guard.is_worth_a_retry(optimizer, result):
+            self.guard.back_off(optimizer, model, where)
+            self._start.rewind()
+            with counted_once(model):
+                result = output = closure()
+            verdict = self.guard.verdict(optimizer)
+            retries += 1
         if verdict.overflowed:
-            self.guard.skip(optimizer, model, **where)
+            self._restore_buffers(model)
+            self.guard.skip(optimizer, model, where)
         else:
             self._after_closure(model, optimizer)
 
@@ -203,17 +222,33 @@ class AdaptivePrecision(Precision):
                 # gradients that overflow now count as zero.
                 result = closure()
                 if self.guard.verdict(optimizer).overflowed:
-                    self.guard.note(optimizer, model, **where)
+                    self.guard.note(optimizer, model, where)
                     torch._foreach_zero_(gradients(optimizer))
                 self._after_closure(model, optimizer)
                 return result
 
-            output = self.guard.step(optimizer, verdict, _known_at_first(result, again), **kwargs)
+            step = partial(self.guard.step, optimizer, verdict, retried=retries > 0)
+            output = step(known_at_first(result, again), **kwargs)
             # The casts that autocast kept are of the weights before this step.
             torch.clear_autocast_cache()
-        if self.scaler is not None and model.automatic_optimization:
-            self.scaler.update()
+        if model.automatic_optimization:
+            self._end_of_step()
         return output
+
+    def _retries(self, module: "pl.LightningModule") -> int:
+        return self.scaler.config.retries if self.scaler is not None and can_run_again(module) else 0
+
+    def _restore_buffers(self, module: "pl.LightningModule") -> None:
+        if module.automatic_optimization:
+            self._start.buffers.restore()
+        else:
+            # Other optimizers of the same training step may have stepped: what they learned stays.
+            self._start.buffers.restore_non_finite()
+
+    def _end_of_step(self) -> None:
+        self._start.done()
+        if self.scaler is not None:
+            self.scaler.update()
 
     @override
     def clip_gradients(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
@@ -248,29 +283,3 @@ def _lightning_module(model: Module) -> "pl.LightningModule":
     while not isinstance(model, pl.LightningModule):
         model = model.module  # type: ignore[assignment]  # DDP, FSDP and DataParallel all name it so
     return model
-
-
-def _refuse_what_cannot_be_scaled(model: Module, optimizers: list[Optimizer]) -> None:
-    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
-        raise UnsupportedError(
-            "LBFGS evaluates the loss several times within a step and cannot work with a loss scale; "
-            "accepted: precision 'bf16-mixed' or '32-true', or another optimizer."
-        )
-    halves = [name for name, parameter in model.named_parameters() if parameter.dtype is torch.float16]
-    if halves:
-        raise ConfigError(
-            f"precision='16-mixed' scales the gradients of fp32 weights, and {len(halves)} parameters are fp16 "
-            f"already, {halves[0]!r} among them; accepted: a model in fp32, or precision '16-true'."
-        )
-
-
-def _known_at_first(result: Any, again: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a closure whose first call gives a result that is there already, and whose later calls run `again`."""
-    results = iter([result])
-
-    def closure() -> Any:
-        for known in results:
-            return known
-        return again()
-
-    return closure

@@ -4,8 +4,9 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
@@ -22,6 +23,13 @@ log = logging.getLogger(__name__)
 
 UNSCALED_PATIENCE = 10
 """Skipped steps in a row before a run without loss scaling is given up: the default `LossScaling.patience`."""
+
+
+class Where(NamedTuple):
+    """Which batch, on which process."""
+
+    batch_idx: int
+    rank: int
 
 
 class StepGuard:
@@ -59,22 +67,51 @@ class StepGuard:
         found_inf = (~all_finite(grads)).float().to(home_device(optimizer))
         return agree(found_inf, has_gradients=bool(grads))
 
-    def step(self, optimizer: Optimizer, verdict: Verdict, closure: Callable[[], Any], **kwargs: Any) -> Any:
+    def step(
+        self,
+        optimizer: Optimizer,
+        verdict: Verdict,
+        closure: Callable[[], Any],
+        *,
+        retried: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Step an optimizer whose gradients are finite, and count the step."""
         scale = self.loss_scale
         step = optimizer.step if self.scaler is None else partial(self.scaler.step, optimizer)
         output = step(closure=closure, **kwargs)
         if verdict.has_gradients:
-            self.record.took_step(scale)
+            self.record.took_step(scale, retried=retried)
         return output
 
-    def skip(self, optimizer: Optimizer, model: Module, *, batch_idx: int, rank: int) -> None:
+    def is_worth_a_retry(self, optimizer: Optimizer, loss: Any) -> bool:
+        """Whether running an overflowed batch again can help: the scale can go lower, and it was not the loss itself.
+
+        All ranks together; called for overflowed steps only.
+
+        Args:
+            optimizer: whose gradients overflowed.
+            loss: what the closure returned, without the loss scale.
+        """
+        if self.scaler is None or self.scaler.state_if_overflowed().scale >= self.scaler.get_scale():
+            return False
+        found_inf = (~torch.isfinite(torch.as_tensor(loss))).float().to(home_device(optimizer))
+        return not agree(found_inf, has_gradients=True).overflowed
+
+    def back_off(self, optimizer: Optimizer, model: Module, where: Where) -> None:
+        """Record the overflow and lower the scale at once, so that the batch can be run again."""
+        assert self.scaler is not None, "only a loss scale can be lowered"
+        self.note(optimizer, model, where, action=Action.retry)
+        self.scaler.step(optimizer)  # which skips it, and is ready for the gradients of the next run
+        self.scaler.update()
+
+    def skip(self, optimizer: Optimizer, model: Module, where: Where) -> None:
         """Leave the weights alone, count the skipped step, and say which parameters are to blame.
 
         Raises:
             TrainingDivergedError: when the weights are not finite already, or too many steps in a row were skipped.
         """
-        incident = self.note(optimizer, model, batch_idx=batch_idx, rank=rank)
+        incident = self.note(optimizer, model, where)
         self.record.skipped_step(self.loss_scale)
         if self.scaler is not None:
             self.scaler.step(optimizer)  # which skips it, and is ready for this optimizer's next gradients
@@ -92,27 +129,30 @@ class StepGuard:
                 f"step. Look at the data, the learning rate and the forward pass{regardless}."
             )
 
-    def note(self, optimizer: Optimizer, model: Module, *, batch_idx: int, rank: int) -> Incident:
+    def note(self, optimizer: Optimizer, model: Module, where: Where, *, action: Action | None = None) -> Incident:
         """Record gradients that are not finite; the first incidents, then ever fewer, also go to the log."""
         kind, parameters = _non_finite(optimizer, model)
         incident = Incident(
             step=self.record.steps,
-            batch_idx=batch_idx,
+            batch_idx=where.batch_idx,
             kind=kind,
             parameters=parameters,
-            rank=rank,
+            rank=where.rank,
             loss_scale=self.loss_scale,
             dtype=self.dtype,
-            action=self._action(),
+            action=action or self._action(),
         )
         self.record.add(incident)
         is_power_of_two = self.record.total_incidents.bit_count() == 1
-        if rank == 0 and is_power_of_two:
-            log.warning("%s; step skipped%s.", incident, self._lowered() if incident.action is Action.backoff else "")
+        if where.rank == 0 and is_power_of_two:
+            log.warning("%s; %s.", incident, self._consequence(incident.action))
         return incident
 
-    def _lowered(self) -> str:
-        return "" if self.scaler is None else f", loss scale lowered to {self.scaler.state_if_overflowed().scale:g}"
+    def _consequence(self, action: Action) -> str:
+        if self.scaler is None or action not in (Action.backoff, Action.retry):
+            return "step skipped"
+        lowered = f"loss scale lowered to {self.scaler.state_if_overflowed().scale:,.15g}"
+        return f"{lowered}, batch run again" if action is Action.retry else f"step skipped, {lowered}"
 
     @property
     def _patience(self) -> int:

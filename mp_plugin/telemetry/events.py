@@ -10,6 +10,8 @@ class Action(str, Enum):
 
     backoff = "backoff"
     """The step was skipped and the loss scale lowered."""
+    retry = "retry"
+    """The loss scale was lowered and the same batch run again."""
     skip = "skip"
     """The step was skipped."""
     raise_ = "raise"
@@ -46,5 +48,5 @@ class Incident:
         names = ", ".join(self.parameters[:3])
         more = f" and {len(self.parameters) - 3} more" if len(self.parameters) > 3 else ""
         where = f"in {names}{more}" if names else "on another rank"
-        scale = f" at loss scale {self.loss_scale:g}" if self.loss_scale != 1 else ""
+        scale = f" at loss scale {self.loss_scale:,.15g}" if self.loss_scale != 1 else ""
         return f"step {self.step} (batch {self.batch_idx}): {self.kind} gradients {where}{scale}"

@@ -19,6 +19,8 @@ class RunRecord:
     """Optimizer steps that changed a weight."""
     skipped_steps: int = 0
     """Optimizer steps that were not taken, because their gradients were not finite."""
+    retried_steps: int = 0
+    """Optimizer steps taken with the gradients of a batch that was run again."""
     skips_in_a_row: int = 0
     """Skipped steps since the last one that was taken."""
     total_incidents: int = 0
@@ -34,9 +36,10 @@ class RunRecord:
         """Optimizer steps tried."""
         return self.effective_step + self.skipped_steps
 
-    def took_step(self, scale: float) -> None:
+    def took_step(self, scale: float, *, retried: bool = False) -> None:
         """Count a step that changed the weights."""
         self.effective_step += 1
+        self.retried_steps += retried
         self.skips_in_a_row = 0
         self._saw(scale)
 
@@ -65,6 +68,7 @@ class RunRecord:
             "steps": self.steps,
             "effective_steps": self.effective_step,
             "skipped_steps": self.skipped_steps,
+            "retried_steps": self.retried_steps,
             "loss_scale": None if scale is None else scales,
             "incidents": {"total": self.total_incidents, "by_parameter": dict(self.by_parameter.most_common())},
         }
@@ -104,4 +108,4 @@ class RunRecord:
         self.highest_scale = scale if self.highest_scale is None else max(self.highest_scale, scale)
 
 
-_COUNTERS = ("effective_step", "skipped_steps", "skips_in_a_row", "total_incidents")
+_COUNTERS = ("effective_step", "skipped_steps", "retried_steps", "skips_in_a_row", "total_incidents")

@@ -17,11 +17,13 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_row("precision", summary["precision"])
     table.add_row("optimizer steps", f"{summary['steps']:,}")
     table.add_row("  effective", f"{summary['effective_steps']:,}")
+    if summary["retried_steps"]:
+        table.add_row("  of these retried", f"{summary['retried_steps']:,}")
     skipped = summary["skipped_steps"]
     table.add_row("  skipped", f"[yellow]{skipped:,}[/]" if skipped else "0")
     scale = summary["loss_scale"]
     if scale is not None:
-        table.add_row("loss scale", f"{scale['now']:g}  (min {scale['min']:g}, max {scale['max']:g})")
+        table.add_row("loss scale", f"{scale['now']:,.15g}  (min {scale['min']:,.15g}, max {scale['max']:,.15g})")
     incidents = summary["incidents"]
     table.add_row("incidents", f"{incidents['total']:,}")
     by_parameter = list(incidents["by_parameter"].items())

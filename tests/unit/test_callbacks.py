@@ -56,7 +56,7 @@ def test_the_table_comes_at_the_end_of_a_fit(capsys: pytest.CaptureFixture[str])
     plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=1024))
     quiet_trainer(plugins=[plugin]).fit(Regression(fault=infinite_at(3)), regression_data())
     output = capsys.readouterr().out
-    for expected in ("Precision summary", "16-mixed", "512  (min 512, max 1024)", "net.0.weight"):
+    for expected in ("Precision summary", "16-mixed", "512  (min 512, max 1,024)", "net.0.weight"):
         assert expected in output
 
 

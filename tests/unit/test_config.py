@@ -18,6 +18,7 @@ def test_defaults() -> None:
         "max_scale": 2.0**24,
         "at_min_scale": AtMinScale.raise_,
         "patience": 10,
+        "retries": 1,
     }
 
 
@@ -50,6 +51,7 @@ def test_names_become_enum_members_and_whole_numbers_floats() -> None:
         ("growth_interval", 2.5, "a whole number, at least 1"),
         ("hysteresis", False, "a whole number, at least 1"),
         ("patience", -3, "a whole number, at least 1"),
+        ("retries", -1, "a whole number, at least 0"),
     ],
 )
 def test_out_of_range_is_refused_by_name(field: str, value: object, accepted: str) -> None:

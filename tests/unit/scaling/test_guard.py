@@ -6,7 +6,7 @@ import torch
 
 from mp_plugin.config import LossScaling
 from mp_plugin.errors import TrainingDivergedError
-from mp_plugin.scaling.guard import UNSCALED_PATIENCE, StepGuard
+from mp_plugin.scaling.guard import UNSCALED_PATIENCE, StepGuard, Where
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.telemetry.events import Action
 
@@ -24,7 +24,7 @@ class Overflowing:
             parameter.grad = torch.full_like(parameter, gradient if name == at else 0.0)
         verdict = self.guard.verdict(self.optimizer)
         if verdict.overflowed:
-            self.guard.skip(self.optimizer, self.model, batch_idx=7, rank=0)
+            self.guard.skip(self.optimizer, self.model, Where(batch_idx=7, rank=0))
         else:
             self.guard.step(self.optimizer, verdict, lambda: None)
         if self.guard.scaler is not None:
@@ -106,7 +106,7 @@ def test_the_log_names_the_first_incidents_then_ever_fewer(caplog: pytest.LogCap
         for _ in range(9):
             training.step(math.inf)
     assert [record.getMessage()[:7] for record in caplog.records] == ["step 0 ", "step 1 ", "step 3 ", "step 7 "]
-    assert "loss scale lowered to 524288" in caplog.text
+    assert "loss scale lowered to 524,288" in caplog.text
 
 
 def test_a_step_without_gradients_is_not_counted() -> None:

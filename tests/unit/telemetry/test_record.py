@@ -31,6 +31,7 @@ def test_summary_is_json_with_the_worst_parameter_first() -> None:
         "steps": 3,
         "effective_steps": 1,
         "skipped_steps": 2,
+        "retried_steps": 0,
         "loss_scale": {"now": 2.0, "min": 4.0, "max": 8.0},
         "incidents": {"total": 2, "by_parameter": {"b": 2, "a": 1}},
     }

@@ -20,7 +20,14 @@ def test_shows_steps_scale_and_the_worst_parameters() -> None:
     record.add(incident(parameters=tuple(f"layer{i}" for i in range(7))))
     record.skipped_step(2.0**16)
     text = rendered(record, 2.0**15)
-    for expected in ("16-mixed", "1,235", "1,234", "32768  (min 32768, max 65536)", "layer4", "and 2 more parameters"):
+    for expected in (
+        "16-mixed",
+        "1,235",
+        "1,234",
+        "32,768  (min 32,768, max 65,536)",
+        "layer4",
+        "and 2 more parameters",
+    ):
         assert expected in text
     assert "layer5" not in text
 
