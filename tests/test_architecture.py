@@ -13,10 +13,22 @@ MAX_LINES = 300
 
 # Folders and files of the package from the ground up; a new one is placed here, on purpose, before the tests pass.
 FLOORS = (
-    {"_version", "errors", "formats", "config", "modes", "devices", "autocast", "casting", "optimizers"},
+    {
+        "_version",
+        "errors",
+        "formats",
+        "config",
+        "modes",
+        "devices",
+        "autocast",
+        "buffers",
+        "casting",
+        "optimizers",
+        "random_state",
+    },
     {"numerics"},
     {"scaling", "fallback", "telemetry"},
-    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint"},
+    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry"},
     {"report", "compare", "cli", "doctor"},
 )
 LIGHTNING_FLOOR = 3
