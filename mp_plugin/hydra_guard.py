@@ -32,6 +32,8 @@ def check() -> str:
     Returns:
         What the environment variable is set to while the job runs.
     """
+    if not HydraConfig.initialized():  # somebody resolves a whole config outside a job
+        return "not in a job"
     hydra = HydraConfig.get()
     groups: Any = hydra.overrides
     overrides = _as_written(groups.hydra) + _as_written(groups.task)
@@ -39,16 +41,17 @@ def check() -> str:
     given = [override for override in overrides if _key(override) == "precision" and not override.startswith("~")]
     if len(given) > 1:  # Hydra would take the last
         raise SystemExit(f"Stopped before training: {' and '.join(given)} are {len(given)} precisions; give one")
-    final = host = _compose(name, overrides)
-    if not any(_key(override).startswith("trainer.plugins") for override in overrides):  # there the user has decided
-        try:
+    try:
+        final = host = _compose(name, overrides)
+        if not any(_key(override).startswith("trainer.plugins") for override in overrides):  # else the user has decided
             host = _compose(name, without_precision(overrides))
-        except Exception as error:  # Hydra's composition errors have no common base
-            warnings.warn(
-                f"mp_plugin cannot tell whether precision={choice} drops an entry of this app's own trainer.plugins: "
-                f"the app does not compose without it ({error})",
-                stacklevel=1,
-            )
+    except Exception as error:  # Hydra's composition errors have no common base
+        warnings.warn(
+            f"mp_plugin cannot tell whether precision={choice} drops an entry of this app's own trainer.plugins: "
+            f"the app does not compose without it ({error})",
+            stacklevel=1,
+        )
+        return "not possible"
     problem = complaint(final, host, choice)
     if problem:
         raise SystemExit(problem)

@@ -1,10 +1,11 @@
 import math
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from mp_plugin.hydra_guard import complaint, override_value, without_precision
+from mp_plugin.hydra_guard import check, complaint, override_value, without_precision
 
 OURS = "${precision}"
 SLURM = {"_target_": "lightning.pytorch.plugins.environments.SLURMEnvironment", "auto_requeue": False}
@@ -113,3 +114,8 @@ def test_two_precisions_for_one_trainer_are_noticed():
         "Stopped before training: precision=bf16 and trainer.precision=16-mixed are two precisions for one trainer; "
         "to go on, add trainer.precision=null"
     )
+
+
+def test_resolving_a_config_outside_a_job_is_harmless() -> None:
+    assert not HydraConfig.initialized()
+    assert check() == "not in a job"
