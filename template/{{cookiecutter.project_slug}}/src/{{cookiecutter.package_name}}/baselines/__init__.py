@@ -1,0 +1,1 @@
+"""What a result has to beat, computed from the same split."""

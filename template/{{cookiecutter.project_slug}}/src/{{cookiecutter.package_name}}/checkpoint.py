@@ -1,0 +1,57 @@
+"""Reading checkpoints with care."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+#: What a checkpoint of this project holds besides the plugin's state; without it training cannot go on.
+REQUIRED = ("task", "state_dict", "hyper_parameters", "epoch", "global_step", "loops", "optimizer_states")
+
+
+def read_checkpoint(path: str | None, task: str) -> dict[str, Any]:
+    """Read a checkpoint and check that it is one of a task.
+
+    Args:
+        path: the file; loaded with `weights_only=True`, so nothing in it is executed.
+        task: name of the task's class.
+
+    Raises:
+        ValueError: in one sentence, if there is no such file, or if it is damaged or belongs to another class.
+    """
+    if not path:
+        raise ValueError("ckpt_path is missing: name a checkpoint, such as .../checkpoints/last.ckpt.")
+    if not Path(path).is_file():
+        raise ValueError(f"ckpt_path={path} is not a file: name a checkpoint, such as .../checkpoints/last.ckpt.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the reader trips over, the file is not a checkpoint
+        raise ValueError(f"ckpt_path={path} is damaged or no checkpoint: it does not load as plain data.") from error
+    missing = [key for key in REQUIRED if key not in checkpoint] if isinstance(checkpoint, dict) else REQUIRED
+    if missing:
+        raise ValueError(f"ckpt_path={path} is damaged or not from this project: it lacks {', '.join(missing)}.")
+    if checkpoint["task"] != task:
+        raise ValueError(
+            f"ckpt_path={path} holds a {checkpoint['task']}, but the settings ask for a {task}: "
+            "add the experiment=... of the run that wrote it."
+        )
+    return checkpoint
+
+
+def check_weights_fit(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:
+    """Check that a checkpoint's weights have the names and shapes of the model's.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    found = {name: getattr(value, "shape", None) for name, value in checkpoint["state_dict"].items()}
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    for name in [*wanted, *found]:
+        if found.get(name) != wanted.get(name):
+            was, is_ = (_shape(shapes.get(name)) for shapes in (found, wanted))
+            raise ValueError(f"ckpt_path={path} does not fit the model: {name} is {was} there and {is_} here.")
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "absent" if shape is None else str(tuple(shape))

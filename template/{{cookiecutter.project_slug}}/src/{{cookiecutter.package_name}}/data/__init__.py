@@ -1,0 +1,1 @@
+"""Data modules: where examples come from and how they are split."""

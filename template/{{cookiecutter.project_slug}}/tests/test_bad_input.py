@@ -1,0 +1,109 @@
+"""What cannot be run is refused with one sentence, before training starts."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from {{cookiecutter.package_name}}.overrides import refuse_repeated
+from {{cookiecutter.package_name}}.training import train
+
+ROOT = Path(__file__).parents[1]
+
+#: A size other than that of the small test runs.
+WIDTH = {"digits": "model.width=16", "lm": "model.width=16", "topics": "model.hidden_dim=16"}
+
+REFUSED = {
+    "precision=fp17": ["precision=fp17 is unknown", "bf16", "fp32"],
+    "+precision=fp16": ["precision"],
+    "data.split_seed=-1": ["split_seed=-1", "0 to"],
+    "trainer.max_epoch=3": ["max_epoch"],
+    "trainer.max_epochs=-5": ["max_epochs", "-5"],
+    "model.lr=0": ["lr=0", "greater than 0"],
+    "model.warmup_fraction=1": ["warmup_fraction=1", "less than 1"],
+    "data.batch_size=0": ["batch_size=0", "greater than 0"],
+    "seed=-1": ["seed=-1", "0 to"],
+    "seed=null": ["seed=None", "0 to"],
+    "+model.depth=3": ["model", "depth"],
+    "ckpt_path=nowhere.ckpt": ["ckpt_path=nowhere.ckpt", "not a file"],
+    "model._target_=nowhere.Model": ["nowhere"],
+}
+
+
+def refusal(run_script: Callable[..., Any], script: str, *overrides: str) -> str:
+    """The one sentence with which a script ends; neither 0 nor a mere number."""
+    with pytest.raises(SystemExit) as caught:
+        run_script(script, *overrides)
+    sentence = caught.value.code
+    assert isinstance(sentence, str)
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_setting_is_refused(run_script: Callable[..., Any], tmp_path: Path, override: str) -> None:
+    sentence = refusal(run_script, "train.py", override)
+    assert all(part in sentence for part in REFUSED[override]), sentence
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_precision_twice_is_refused(run_script: Callable[..., Any]) -> None:
+    sentence = refusal(run_script, "train.py", "precision=bf16", "precision=fp16")
+    assert "precision=bf16 and " in sentence
+    assert "precision=fp16" in sentence
+
+
+def test_other_settings_given_twice_are_refused(run_script: Callable[..., Any]) -> None:
+    sentence = refusal(run_script, "train.py", "seed=1", "seed=2")
+    assert sentence == "seed is given twice, as seed=1 and as seed=2: give it once."
+
+
+def test_several_precisions_are_refused() -> None:
+    with pytest.raises(ValueError, match="names several precisions for one run"):
+        refuse_repeated(["seed=1", "precision=[bf16,fp16]"])
+
+
+@pytest.mark.parametrize("script", ["eval.py", "predict.py"])
+def test_missing_checkpoint_is_refused(run_script: Callable[..., Any], script: str) -> None:
+    assert "ckpt_path is missing" in refusal(run_script, script)
+
+
+def test_damaged_checkpoint_is_refused(run_script: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    assert "text.ckpt is damaged" in refusal(run_script, "train.py", "ckpt_path=text.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "part.ckpt")
+    assert "it lacks task" in refusal(run_script, "eval.py", "ckpt_path=part.ckpt")
+
+
+def test_checkpoint_of_another_task_or_size_is_refused(
+    run_script: Callable[..., Any], small: Callable[..., Any], tmp_path: Path, experiment: str
+) -> None:
+    train(small(experiment, "trainer.max_epochs=1"))
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    asked = [f"experiment={experiment}", "ckpt_path=run/checkpoints/last.ckpt"]
+    assert "does not fit the model" in refusal(run_script, "train.py", *asked, WIDTH[experiment])
+
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "task": "Elsewhere"}, path)
+    sentence = refusal(run_script, "eval.py", *asked)
+    assert "holds a Elsewhere" in sentence
+    assert type(checkpoint["task"]) is str
+    assert checkpoint["task"] in sentence
+
+
+def test_existing_run_is_left_alone(run_script: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "old" / ".hydra").mkdir(parents=True)
+    assert "old already holds a run" in refusal(run_script, "train.py", "hydra.run.dir=old")
+    assert not list((tmp_path / "old" / ".hydra").iterdir())
+
+
+def test_exit_status_and_stderr(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "data.batch_size=0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "batch_size=0 is out of range: it must be greater than 0." in done.stderr

@@ -1,0 +1,73 @@
+"""Every option of every group composes, and what it describes can be built."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from omegaconf import DictConfig
+
+from {{cookiecutter.package_name}}.instantiate import instantiate_each, instantiate_trusted
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = ("data", "model", "trainer", "callbacks", "logger", "experiment", "debug")
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+PRECISIONS = ("fp32", "bf16", "fp16", "bf16_true", "fp16_true")
+
+
+def build(cfg: DictConfig) -> Trainer:
+    """Build all parts of a run; the trainer knows the callbacks and loggers."""
+    assert isinstance(instantiate_trusted(cfg.data), LightningDataModule)
+    assert isinstance(instantiate_trusted(cfg.model), LightningModule)
+    return instantiate_trusted(
+        cfg.trainer, logger=instantiate_each(cfg.logger), callbacks=instantiate_each(cfg.get("callbacks"))
+    )
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_builds(config: Callable[..., DictConfig], group: str, option: str) -> None:
+    if group == "logger" and option != "csv":
+        pytest.importorskip(option)
+    needs = {
+        "gpt": ["data=lm"],
+        "text_classifier": ["data=topics"],
+        "lm": ["model=gpt"],
+        "topics": ["model=text_classifier"],
+    }
+    trainer = build(config("train", "logger=csv", *needs.get(option, []), f"{group}={option}"))
+    if group == "logger":
+        assert type(trainer.logger).__name__.lower() == f"{option}logger"
+
+
+@pytest.mark.parametrize("script", ["train", "eval", "predict"])
+def test_every_script_takes_every_experiment(config: Callable[..., DictConfig], script: str, experiment: str) -> None:
+    cfg = config(script, "logger=csv", f"experiment={experiment}")
+    assert cfg.task_name == script
+    build(cfg)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_reaches_the_trainer(config: Callable[..., DictConfig], precision: str) -> None:
+    trainer = build(config("train", "logger=csv", f"precision={precision}"))
+    assert type(trainer.precision_plugin).__name__ == "AdaptivePrecision"
+    number_format = precision.split("_")[0].replace("fp", "")
+    assert str(trainer.precision_plugin.precision).startswith(number_format)
+
+
+def test_precisions_come_from_the_plugin() -> None:
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    assert set(PRECISIONS) <= set(hydra.config_loader.get_group_options("precision"))
+
+
+def test_debug_wins_over_experiment(config: Callable[..., DictConfig], experiment: str) -> None:
+    cfg = config("train", f"experiment={experiment}", "debug=fast")
+    assert cfg.trainer.max_epochs == 1
+    assert cfg.trainer.limit_train_batches == 2
+
+
+def test_run_directory_is_the_only_place_written_to(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    cfg = config("train")
+    assert cfg.callbacks.model_checkpoint.dirpath == str(tmp_path / "run" / "checkpoints")
+    assert all(Path(logger.save_dir) == tmp_path / "run" for logger in cfg.logger.values())
