@@ -26,6 +26,7 @@ class PrecisionMonitor(Callback):
     def __init__(self, plugin: "AdaptivePrecision") -> None:
         self.plugin = plugin
         self._shown: tuple[float, int] | None = None
+        self._is_printed = False
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -33,11 +34,6 @@ class PrecisionMonitor(Callback):
         if self.plugin.mode.weights == "fp16":
             for optimizer in trainer.optimizers:
                 raise_vanishing_eps_(optimizer)
-
-    @override
-    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        # Lightning forgets the progress bar's numbers at the end of an epoch.
-        self._shown = None
 
     @override
     def on_train_batch_end(
@@ -49,7 +45,8 @@ class PrecisionMonitor(Callback):
         if now != self._shown:
             self._shown = now
             pl_module.log_dict(self._bar(), prog_bar=True, logger=False, **STEP_METRIC)
-        if trainer._logger_connector.should_update_logs:
+        # At the end of an epoch too, for callbacks that monitor one of these.
+        if trainer._logger_connector.should_update_logs or trainer.is_last_batch:
             pl_module.log_dict(self._metrics(), **STEP_METRIC)
 
     @override
@@ -75,5 +72,6 @@ class PrecisionMonitor(Callback):
 
     def _print(self, trainer: "pl.Trainer") -> None:
         # A fit that was over before its first step has nothing to tell.
-        if trainer.is_global_zero and self.plugin.guard.record.steps:
+        if trainer.is_global_zero and self.plugin.guard.record.steps and not self._is_printed:
+            self._is_printed = True
             Console().print(summary_table(self.plugin.summary()))

@@ -31,6 +31,8 @@ def unpack(state: dict[str, Any], scaler: LossScaler | None) -> RunRecord:
     Raises:
         CheckpointError: when the state is damaged or newer than this release; nothing is loaded then.
     """
+    if not isinstance(state, dict):
+        raise CheckpointError(f"The precision state is {state!r}; accepted: a dict.")
     version = state.get("version")
     if version != STATE_VERSION:
         raise CheckpointError(f"The precision state has version={version!r}; accepted: {STATE_VERSION}.")

@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from mp_plugin.checks import is_count, is_number
 from mp_plugin.errors import ConfigError
 
 LOWEST_SCALE = 2.0**-64
@@ -76,18 +78,14 @@ class LossScaling:
                 f"LossScaling.init_scale={self.init_scale:g} is out of order; accepted: "
                 f"min_scale ({self.min_scale:g}) <= init_scale <= max_scale ({self.max_scale:g})."
             )
-        largest = HIGHEST_SCALE
-        set_(self, "growth_factor", _number("growth_factor", self.growth_factor, _above(1.0), largest, "above 1"))
-        above_zero, below_one = _above(0.0), math.nextafter(1.0, 0.0)
+        above_one, above_zero, below_one = math.nextafter(1, 2), math.nextafter(0, 1), math.nextafter(1, 0)
+        accepted = "above 1 and at most 2**64"
+        set_(self, "growth_factor", _number("growth_factor", self.growth_factor, above_one, HIGHEST_SCALE, accepted))
         accepted = "between 0 and 1, exclusive"
         set_(self, "backoff_factor", _number("backoff_factor", self.backoff_factor, above_zero, below_one, accepted))
         for name in ("growth_interval", "hysteresis", "patience"):
-            set_(self, name, _count(name, getattr(self, name), lowest=1))
-        set_(self, "retries", _count("retries", self.retries, lowest=0))
-
-
-def _above(value: float) -> float:
-    return math.nextafter(value, math.inf)
+            _check_count(name, getattr(self, name), lowest=1)
+        _check_count("retries", self.retries, lowest=0)
 
 
 def _choice(name: str, value: object, choices: type[Enum]) -> Enum:
@@ -98,14 +96,12 @@ def _choice(name: str, value: object, choices: type[Enum]) -> Enum:
         raise ConfigError(f"LossScaling.{name}={value!r} is unknown; accepted: {accepted}.") from None
 
 
-def _number(name: str, value: object, lowest: float, highest: float, accepted: str) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not lowest <= value <= highest:  # type: ignore[operator]  # is_number guards the comparison
+def _number(name: str, value: Any, lowest: float, highest: float, accepted: str) -> float:
+    if not is_number(value, lowest=lowest, highest=highest):
         raise ConfigError(f"LossScaling.{name}={value!r} is not accepted; accepted: a number, {accepted}.")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
-def _count(name: str, value: object, *, lowest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+def _check_count(name: str, value: object, *, lowest: int) -> None:
+    if not is_count(value, lowest=lowest):
         raise ConfigError(f"LossScaling.{name}={value!r} is not accepted; accepted: a whole number, at least {lowest}.")
-    return value

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 
@@ -62,21 +63,26 @@ class Device:
         return Support.native if any(flag.endswith(compute) for flag in self.cpu_flags) else Support.converted
 
 
-def check_device(mode: Mode, device_type: str) -> None:
+def check_device(mode: Mode, device_type: Any) -> None:
     """Refuse a device that this machine lacks, or that cannot run the mode.
 
+    Args:
+        mode: the precision.
+        device_type: a string such as `cpu` or `cuda`; anything else is refused.
+
     Raises:
-        ConfigError: for a device type that torch does not know.
+        ConfigError: for what is no device type.
         UnsupportedError: for one that is not here or cannot run the mode.
     """
+    accepted = ", ".join(map(repr, present_types()))
     try:
-        torch.device(device_type)
+        is_type = isinstance(device_type, str) and torch.device(device_type).index is None
     except RuntimeError:
-        raise ConfigError(f"device={device_type!r} is unknown; accepted: {', '.join(present_types())}.") from None
+        is_type = False
+    if not is_type:
+        raise ConfigError(f"device={device_type!r} is not a device type; accepted: {accepted}.")
     if device_type not in present_types():
-        raise UnsupportedError(
-            f"device={device_type!r} is not available on this machine; accepted: {', '.join(present_types())}."
-        )
+        raise UnsupportedError(f"device={device_type!r} is not available on this machine; accepted: {accepted}.")
     if Device(type=device_type).supports(mode.compute) is Support.none:
         raise UnsupportedError(f"precision={mode.name!r} cannot run on {device_type!r}; accepted there: '32-true'.")
 

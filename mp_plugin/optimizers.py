@@ -50,9 +50,10 @@ def refuse_what_cannot_be_scaled(model: Module, optimizers: list[Optimizer]) -> 
             "LBFGS evaluates the loss several times within a step and cannot work with a loss scale; "
             "accepted: precision 'bf16-mixed' or '32-true', or another optimizer."
         )
-    halves = [name for name, parameter in model.named_parameters() if parameter.dtype is torch.float16]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    halves = [name for name, parameter in trained.items() if parameter.dtype is torch.float16]
     if halves:
         raise ConfigError(
-            f"precision='16-mixed' scales the gradients of fp32 weights, and {len(halves)} parameters are fp16 "
-            f"already, {halves[0]!r} among them; accepted: a model in fp32, or precision '16-true'."
+            f"precision='16-mixed' scales the gradients of fp32 weights, and {len(halves)} trained parameters are fp16 "
+            f"already, {halves[0]!r} among them; accepted: trained parameters in fp32, or precision '16-true'."
         )

@@ -20,14 +20,14 @@ from mp_plugin.casting import DTYPES, cast_floating, default_dtype
 from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
 from mp_plugin.config import LossScaling
 from mp_plugin.devices import allow_tf32, check_device
-from mp_plugin.errors import ConfigError
+from mp_plugin.errors import ConfigError, UnsupportedError
 from mp_plugin.modes import parse_mode
 from mp_plugin.optimizers import refuse_what_cannot_be_scaled
 from mp_plugin.retry import StepStart, can_run_again, counted_once, known_at_first
 from mp_plugin.scaling.guard import StepGuard, Where
 from mp_plugin.scaling.scaler import LossScaler
-from mp_plugin.scaling.verdict import gradients
 from mp_plugin.schedulers import hold_on_skips
+from mp_plugin.strategies import lightning_module, refuse_strategy
 from mp_plugin.telemetry.events import Incident
 
 
@@ -78,6 +78,7 @@ class AdaptivePrecision(Precision):
         self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []
+        self._is_fitting = True
 
     # What happened so far.
 
@@ -131,11 +132,13 @@ class AdaptivePrecision(Precision):
     def connect(
         self, model: Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
     ) -> tuple[Module, list[Optimizer], list[Any]]:
-        module = _lightning_module(model)
+        module = lightning_module(model)
         trainer = module.trainer
+        refuse_strategy(trainer.strategy)
+        self._is_fitting = trainer.state.fn == TrainerFn.FITTING
         if self.mode.compute == "tf32":
             self._undo.append(allow_tf32())
-        if trainer.state.fn == TrainerFn.FITTING:
+        if self._is_fitting:
             if self.scaler is not None:
                 refuse_what_cannot_be_scaled(model, optimizers)
             if trainer.global_step == 0:
@@ -152,6 +155,9 @@ class AdaptivePrecision(Precision):
         while self._undo:
             self._undo.pop()()
         torch.clear_autocast_cache()
+        if self.scaler is not None:
+            self.scaler.forget_open_steps()
+        self._is_fitting = True
 
     # Forward.
 
@@ -184,17 +190,30 @@ class AdaptivePrecision(Precision):
     def convert_input(self, data: Any) -> Any:
         return data if self.mode.weights == "fp32" else cast_floating(data, DTYPES[self.mode.weights])
 
-    @override
-    def convert_output(self, data: Any) -> Any:
-        return data if self.mode.weights == "fp32" else cast_floating(data, torch.get_default_dtype())
-
     # Backward and step.
 
     @override
     def pre_backward(self, tensor: Tensor, module: "pl.LightningModule") -> Tensor:  # type: ignore[override]
         if self.scaler is not None:
+            if len(module.trainer.optimizers) == 1 and not self.scaler.has_open_steps:
+                # Several steps within one training step, in manual optimization: the scale moves between them.
+                self.scaler.update()
             tensor = self.scaler.scale(tensor)
         return super().pre_backward(tensor, module)
+
+    @override
+    def backward(  # type: ignore[override]
+        self, tensor: Tensor, model: "pl.LightningModule", optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        unscaled = self.scaler.open_gradients(model.trainer.optimizers) if self.scaler is not None else []
+        super().backward(tensor, model, optimizer, *args, **kwargs)
+        if self.scaler is not None and unscaled != self.scaler.open_gradients(model.trainer.optimizers):
+            raise UnsupportedError(
+                "backward() added scaled gradients to those that clip_gradients() has unscaled already; "
+                "accepted: all backward passes of a step first, then clip_gradients(), then step()."
+            )
+        # A forward pass ends with its backward pass: what comes next may follow an edit of the weights in place.
+        torch.clear_autocast_cache()
 
     @override
     def optimizer_step(  # type: ignore[override]
@@ -222,8 +241,7 @@ class AdaptivePrecision(Precision):
                 # gradients that overflow now count as zero.
                 result = closure()
                 if self.guard.verdict(optimizer).overflowed:
-                    self.guard.note(optimizer, model, where)
-                    torch._foreach_zero_(gradients(optimizer))
+                    self.guard.zero_(optimizer, model, where)
                 self._after_closure(model, optimizer)
                 return result
 
@@ -266,7 +284,9 @@ class AdaptivePrecision(Precision):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.guard.record = unpack(state_dict, self.scaler)
+        # Lightning hands over the state for test, validate and predict too, where it would overwrite the run's own.
+        if self._is_fitting:
+            self.guard.record = unpack(state_dict, self.scaler)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -274,12 +294,5 @@ class AdaptivePrecision(Precision):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if type(self).__qualname__ not in checkpoint:
+        if self._is_fitting and type(self).__qualname__ not in checkpoint:
             adopt_stock(checkpoint, self.scaler)
-
-
-def _lightning_module(model: Module) -> "pl.LightningModule":
-    """Find the user's module inside the wrapper of a strategy."""
-    while not isinstance(model, pl.LightningModule):
-        model = model.module  # type: ignore[assignment]  # DDP, FSDP and DataParallel all name it so
-    return model

@@ -11,6 +11,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from mp_plugin.buffers import LastGoodBuffers
+from mp_plugin.instance import replace_attribute
 from mp_plugin.random_state import capture_random_state
 
 
@@ -53,11 +54,11 @@ def can_run_again(module: "pl.LightningModule") -> bool:
 def counted_once(module: "pl.LightningModule") -> Iterator[None]:
     """Leave no trace of what the block logs and measures: the first run of the step has logged and measured already."""
     metrics = [(metric, _state(metric)) for metric in module.modules() if isinstance(metric, Metric)]
-    object.__setattr__(module, "log", _log_nothing)
+    undo = replace_attribute(module, "log", _log_nothing)
     try:
         yield
     finally:
-        object.__delattr__(module, "log")
+        undo()
         for metric, state in metrics:
             vars(metric).update(state)
 

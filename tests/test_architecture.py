@@ -13,22 +13,11 @@ MAX_LINES = 300
 
 # Folders and files of the package from the ground up; a new one is placed here, on purpose, before the tests pass.
 FLOORS = (
-    {
-        "_version",
-        "errors",
-        "formats",
-        "config",
-        "modes",
-        "devices",
-        "autocast",
-        "buffers",
-        "casting",
-        "optimizers",
-        "random_state",
-    },
+    {"_version", "errors", "checks", "formats", "config", "modes", "instance"}
+    | {"devices", "autocast", "buffers", "casting", "optimizers", "random_state"},
     {"numerics"},
     {"scaling", "fallback", "telemetry"},
-    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry"},
+    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "strategies"},
     {"report", "compare", "cli", "doctor"},
 )
 LIGHTNING_FLOOR = 3

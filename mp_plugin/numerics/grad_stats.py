@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 
 def grad_amax(grads: Sequence[Tensor]) -> Tensor:
@@ -22,14 +21,16 @@ def grad_amax(grads: Sequence[Tensor]) -> Tensor:
         grads: floating-point gradients; dense, sparse or distributed (the local part counts).
 
     Returns:
-        fp32 tensor of shape `[len(grads)]`, on the device of the first gradient.
+        Tensor of shape `[len(grads)]`, on the device of the first gradient; fp64 if any gradient is, else fp32.
 
     Example:
         >>> grad_amax([torch.tensor([1.0, -3.0]), torch.tensor([float("inf"), 0.0])])
         tensor([3., inf])
     """
     values = [local_values(grad) for grad in grads]
-    amax = torch.zeros(len(values), device=_device_of(values))
+    # In fp32 a magnitude beyond 3e38 would read as Inf.
+    dtype = torch.float64 if any(value.dtype is torch.float64 for value in values) else torch.float32
+    amax = torch.zeros(len(values), device=_device_of(values), dtype=dtype)
     for indices, group_amax in _amax_by_group(values):
         amax[indices] = group_amax.to(amax)
     return amax
@@ -85,8 +86,10 @@ def local_values(grad: Tensor) -> Tensor:
 
     A sparse gradient gives its values (the caller coalesces it first), a distributed one its local part.
     """
-    if isinstance(grad, DTensor):
-        grad = grad.to_local()
+    # By its method, as a torch that was built without torch.distributed has no DTensor to ask for.
+    to_local = getattr(grad, "to_local", None)
+    if to_local is not None:
+        grad = to_local()
     return grad._values() if grad.is_sparse else grad
 
 

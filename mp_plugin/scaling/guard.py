@@ -2,8 +2,10 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +46,8 @@ class StepGuard:
         self.scaler = scaler
         self.dtype = dtype
         self.record = RunRecord()
+        # Steps skipped in a row by each optimizer, by its id: one that goes on must not hide one that is stuck.
+        self._skips: Counter[int] = Counter()
 
     @property
     def loss_scale(self) -> float:
@@ -53,6 +57,7 @@ class StepGuard:
     def start_afresh(self) -> None:
         """Forget everything that happened."""
         self.record = RunRecord()
+        self._skips.clear()
         if self.scaler is not None:
             self.scaler.restart()
 
@@ -79,7 +84,10 @@ class StepGuard:
         """Step an optimizer whose gradients are finite, and count the step."""
         scale = self.loss_scale
         step = optimizer.step if self.scaler is None else partial(self.scaler.step, optimizer)
-        output = step(closure=closure, **kwargs)
+        if _takes_closure(optimizer):
+            kwargs["closure"] = closure
+        output = step(**kwargs)
+        self._skips.pop(id(optimizer), None)
         if verdict.has_gradients:
             self.record.took_step(scale, retried=retried)
         return output
@@ -111,16 +119,12 @@ class StepGuard:
         Raises:
             TrainingDivergedError: when the weights are not finite already, or too many steps in a row were skipped.
         """
-        incident = self.note(optimizer, model, where)
+        incident = self.note(optimizer, model, where, action=self._action(optimizer))
         self.record.skipped_step(self.loss_scale)
+        self._skips[id(optimizer)] += 1
         if self.scaler is not None:
             self.scaler.step(optimizer)  # which skips it, and is ready for this optimizer's next gradients
-        lost = _non_finite_weights(optimizer, model)
-        if lost:
-            raise TrainingDivergedError(
-                f"{incident}; {len(lost)} weights were not finite before this step, {lost[0]!r} among them, so that no "
-                "later step can be good; go back to an earlier checkpoint."
-            )
+        self._stop_if_weights_are_lost(incident, optimizer, model)
         if incident.action is Action.raise_:
             floor = "" if self.scaler is None else ", at a loss scale that cannot go lower"
             regardless = "" if self.scaler is None else "; LossScaling(at_min_scale='skip') goes on regardless"
@@ -129,7 +133,12 @@ class StepGuard:
                 f"step. Look at the data, the learning rate and the forward pass{regardless}."
             )
 
-    def note(self, optimizer: Optimizer, model: Module, where: Where, *, action: Action | None = None) -> Incident:
+    def zero_(self, optimizer: Optimizer, model: Module, where: Where) -> None:
+        """Count overflowed gradients as zero, where the weights have moved already and a skip comes too late."""
+        self.note(optimizer, model, where, action=Action.zeroed)
+        torch._foreach_zero_(gradients(optimizer))
+
+    def note(self, optimizer: Optimizer, model: Module, where: Where, *, action: Action) -> Incident:
         """Record gradients that are not finite; the first incidents, then ever fewer, also go to the log."""
         kind, parameters = _non_finite(optimizer, model)
         incident = Incident(
@@ -140,7 +149,7 @@ class StepGuard:
             rank=where.rank,
             loss_scale=self.loss_scale,
             dtype=self.dtype,
-            action=action or self._action(),
+            action=action,
         )
         self.record.add(incident)
         is_power_of_two = self.record.total_incidents.bit_count() == 1
@@ -148,7 +157,19 @@ class StepGuard:
             log.warning("%s; %s.", incident, self._consequence(incident.action))
         return incident
 
+    def _stop_if_weights_are_lost(self, incident: Incident, optimizer: Optimizer, model: Module) -> None:
+        lost = _non_finite_weights(optimizer, model)
+        found = torch.tensor([float(bool(lost))], device=home_device(optimizer))
+        if agree(found, has_gradients=True).overflowed:
+            which = f"{len(lost)} weights, {lost[0]!r} among them," if lost else "weights on another rank"
+            raise TrainingDivergedError(
+                f"{incident}; {which} were not finite before this step, so that no later step can be good; "
+                "go back to an earlier checkpoint."
+            )
+
     def _consequence(self, action: Action) -> str:
+        if action is Action.zeroed:
+            return "gradients of the second closure call zeroed"
         if self.scaler is None or action not in (Action.backoff, Action.retry):
             return "step skipped"
         lowered = f"loss scale lowered to {self.scaler.state_if_overflowed().scale:,.15g}"
@@ -158,9 +179,9 @@ class StepGuard:
     def _patience(self) -> int:
         return UNSCALED_PATIENCE if self.scaler is None else self.scaler.config.patience
 
-    def _action(self) -> Action:
+    def _action(self, optimizer: Optimizer) -> Action:
         if self.scaler is None:
-            return Action.raise_ if self.record.skips_in_a_row + 1 >= self._patience else Action.skip
+            return Action.raise_ if self._skips[id(optimizer)] + 1 >= self._patience else Action.skip
         config, after = self.scaler.config, self.scaler.state_if_overflowed()
         if after.overflows_at_floor >= self._patience and config.at_min_scale is AtMinScale.raise_:
             return Action.raise_
@@ -173,7 +194,7 @@ def _non_finite(optimizer: Optimizer, model: Module) -> tuple[str, tuple[str, ..
     amax = grad_amax(gradients(optimizer)).tolist()
     names = _names(model)
     bad = [(names.get(id(p), "unnamed"), a) for p, a in zip(parameters, amax, strict=True) if not math.isfinite(a)]
-    kind = "nan" if any(math.isnan(a) for _, a in bad) else "inf"
+    kind = ("nan" if any(math.isnan(a) for _, a in bad) else "inf") if bad else "non-finite"
     return kind, tuple(name for name, _ in bad)
 
 
@@ -182,6 +203,12 @@ def _non_finite_weights(optimizer: Optimizer, model: Module) -> list[str]:
     amax = grad_amax([parameter.detach() for parameter in parameters]).tolist()
     names = _names(model)
     return [names.get(id(p), "unnamed") for p, a in zip(parameters, amax, strict=True) if not math.isfinite(a)]
+
+
+def _takes_closure(optimizer: Optimizer) -> bool:
+    """Whether `step` can be given a closure; a few optimizers outside torch cannot."""
+    parameters = signature(optimizer.step).parameters.values()
+    return any(parameter.name == "closure" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mp_plugin.checks import is_count, is_number
 from mp_plugin.config import LossScaling, Policy
 from mp_plugin.errors import CheckpointError, ConfigError
 from mp_plugin.numerics.grad_stats import unscale_
@@ -94,6 +94,16 @@ class LossScaler:
         """Return the verdict on this optimizer's gradients, unscaling them first if nobody has."""
         return self._unscaled.get(id(optimizer)) or self.unscale_(optimizer)
 
+    @property
+    def has_open_steps(self) -> bool:
+        """Whether gradients are unscaled that nobody has stepped with yet."""
+        return bool(self._unscaled)
+
+    def open_gradients(self, optimizers: list[Optimizer]) -> list[tuple[int, int]]:
+        """Identify the unscaled gradients that wait for their step; another answer later means that they changed."""
+        waiting = [optimizer for optimizer in optimizers if self.is_unscaled(optimizer)]
+        return [(id(grad), grad._version) for optimizer in waiting for grad in gradients(optimizer)]
+
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Step the optimizer unless its gradients overflowed, unscaling them first if nobody has.
 
@@ -116,6 +126,10 @@ class LossScaler:
         if any(verdict.has_gradients for verdict in self._verdicts):
             overflowed = any(verdict.overflowed for verdict in self._verdicts)
             self.state = advance(self.state, overflowed=overflowed, config=self.config)
+        self.forget_open_steps()
+
+    def forget_open_steps(self) -> None:
+        """Drop the verdicts on gradients that nobody stepped with, as after an exception."""
         self._verdicts.clear()
         self._unscaled.clear()
 
@@ -139,28 +153,23 @@ class LossScaler:
         Raises:
             CheckpointError: for a missing or impossible value; nothing is loaded then.
         """
-        scale = _positive("scale", state_dict.get("scale"))
-        counts = {
-            "growth_tracker": _count("_growth_tracker", state_dict.get("_growth_tracker")),
-            "hysteresis_tracker": _count(
-                "hysteresis_tracker", state_dict.get("hysteresis_tracker", self.config.hysteresis)
-            ),
-            "overflows_at_floor": _count("overflows_at_floor", state_dict.get("overflows_at_floor", 0)),
-        }
+        if not isinstance(state_dict, dict):
+            raise CheckpointError(f"The loss scaler state is {state_dict!r}; accepted: a dict.")
+        scale: Any = state_dict.get("scale")
+        if not is_number(scale, lowest=math.nextafter(0, 1)):
+            raise CheckpointError(f"The loss scaler state has scale={scale!r}; accepted: a finite number above 0.")
+        # A GradScaler knows no hysteresis and no floor.
+        counts = {"hysteresis_tracker": self.config.hysteresis, "overflows_at_floor": 0, **state_dict}
+        for key in ("_growth_tracker", "hysteresis_tracker", "overflows_at_floor"):
+            if not is_count(counts.get(key)):
+                raise CheckpointError(
+                    f"The loss scaler state has {key}={counts.get(key)!r}; accepted: a whole number, at least 0."
+                )
         if self.config.policy is Policy.static:
             scale = self.config.init_scale
-        bounded = min(max(scale, self.config.min_scale), self.config.max_scale)
-        self.state = ScaleState(scale=bounded, **counts)
-        self.state = replace(self.state, hysteresis_tracker=min(self.state.hysteresis_tracker, self.config.hysteresis))
-
-
-def _positive(key: str, value: object) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
-        return float(value)
-    raise CheckpointError(f"The loss scaler state has {key}={value!r}; accepted: a finite number above 0.")
-
-
-def _count(key: str, value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    raise CheckpointError(f"The loss scaler state has {key}={value!r}; accepted: a whole number, at least 0.")
+        self.state = ScaleState(
+            scale=min(max(float(scale), self.config.min_scale), self.config.max_scale),
+            growth_tracker=counts["_growth_tracker"],
+            hysteresis_tracker=min(counts["hysteresis_tracker"], self.config.hysteresis),
+            overflows_at_floor=counts["overflows_at_floor"],
+        )

@@ -14,6 +14,8 @@ class Action(str, Enum):
     """The loss scale was lowered and the same batch run again."""
     skip = "skip"
     """The step was skipped."""
+    zeroed = "zeroed"
+    """The gradients of a second closure call within a step, as SAM makes, counted as zero."""
     raise_ = "raise"
     """The run was stopped."""
 
@@ -27,7 +29,7 @@ class Incident:
     batch_idx: int
     """Index of the batch in its epoch."""
     kind: str
-    """`nan` if any gradient held a NaN, else `inf`."""
+    """`nan` if a gradient of this rank held a NaN, else `inf`; `non-finite` if only other ranks know."""
     parameters: tuple[str, ...]
     """Qualified names of the parameters with a non-finite gradient on this rank, in the optimizer's order."""
     rank: int

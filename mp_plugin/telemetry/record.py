@@ -4,6 +4,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from mp_plugin.checks import is_count, is_number
 from mp_plugin.errors import CheckpointError
 from mp_plugin.telemetry.events import Incident
 
@@ -91,16 +92,21 @@ class RunRecord:
             CheckpointError: for a missing or impossible counter.
         """
         for name in _COUNTERS:
-            value = state.get(name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if not is_count(state.get(name)):
                 raise CheckpointError(
-                    f"The precision state has {name}={value!r}; accepted: a whole number, at least 0."
+                    f"The precision state has {name}={state.get(name)!r}; accepted: a whole number, at least 0."
                 )
+        for name in ("lowest_scale", "highest_scale"):
+            if state.get(name) is not None and not is_number(state[name], lowest=0):
+                raise CheckpointError(f"The precision state has {name}={state[name]!r}; accepted: a number, or None.")
+        by_parameter = state.get("by_parameter")
+        if not isinstance(by_parameter, dict) or not all(map(is_count, by_parameter.values())):
+            raise CheckpointError(f"The precision state has by_parameter={by_parameter!r}; accepted: a dict of counts.")
         return cls(
             **{name: state[name] for name in _COUNTERS},
             lowest_scale=state.get("lowest_scale"),
             highest_scale=state.get("highest_scale"),
-            by_parameter=Counter(state.get("by_parameter", {})),
+            by_parameter=Counter(by_parameter),
         )
 
     def _saw(self, scale: float) -> None:

@@ -23,7 +23,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_row("  skipped", f"[yellow]{skipped:,}[/]" if skipped else "0")
     scale = summary["loss_scale"]
     if scale is not None:
-        table.add_row("loss scale", f"{scale['now']:,.15g}  (min {scale['min']:,.15g}, max {scale['max']:,.15g})")
+        table.add_row("loss scale", f"{scale['now']:,.15g} (min {scale['min']:,.15g}, max {scale['max']:,.15g})")
     incidents = summary["incidents"]
     table.add_row("incidents", f"{incidents['total']:,}")
     by_parameter = list(incidents["by_parameter"].items())

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mp_plugin import AdaptivePrecision, LossScaling
+from mp_plugin.errors import TrainingDivergedError
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.training import Regression, assert_bitwise_equal, quiet_trainer, regression_data, weights
 
@@ -25,6 +26,15 @@ class SpoiledOnRankOne(Regression):
             self.net[0].weight.grad.fill_(float("inf"))  # type: ignore[union-attr, operator]
 
 
+class LostOnRankOne(Regression):
+    """A weight of one rank turns to NaN."""
+
+    def on_after_backward(self) -> None:
+        if self.trainer.global_rank == 1 and self.trainer.fit_loop.batch_idx == 1:
+            self.net[0].bias.data.fill_(float("nan"))  # type: ignore[union-attr, operator]
+            self.net[0].bias.grad.fill_(float("nan"))  # type: ignore[union-attr, operator]
+
+
 def train_all(out: Path) -> None:
     """Train every variant on this rank, and write down what came of it."""
     for variant, fused in VARIANTS:
@@ -36,6 +46,12 @@ def train_all(out: Path) -> None:
         trainer.fit(module, regression_data(batches=4))
         result = {"weights": weights(module), "summary": plugin.summary(), "scale": plugin.loss_scale}
         torch.save(result, out / f"{variant}-{fused}-rank{trainer.global_rank}.pt")
+    try:
+        quiet_trainer(plugins=[AdaptivePrecision("bf16")], strategy="ddp", devices=2).fit(
+            LostOnRankOne(), regression_data(batches=4)
+        )
+    except TrainingDivergedError as error:
+        (out / f"lost-rank{trainer.global_rank}.txt").write_text(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +74,10 @@ def test_inf_on_one_rank_is_answered_by_both(trained: Path, variant: str, fused:
     assert [tuple(rank["summary"][name] for name in counters) for rank in ranks] == [expected] * 2
     named = [set(rank["summary"]["incidents"]["by_parameter"]) for rank in ranks]
     assert named == [set(), {"net.0.weight"}]
+
+
+@pytest.mark.xdist_group("ranks")
+def test_weights_lost_on_one_rank_stop_both(trained: Path) -> None:
+    messages = [(trained / f"lost-rank{rank}.txt").read_text() for rank in range(2)]
+    assert "non-finite gradients on another rank; weights on another rank were not finite" in messages[0]
+    assert "nan gradients in net.0.bias; 1 weights, 'net.0.bias' among them," in messages[1]

@@ -39,6 +39,24 @@ def test_metrics_reach_the_logger_and_the_callback_metrics(tmp_path: Path) -> No
     assert [float(row["precision/effective_step"]) for row in rows] == [2, 3, 5, 7, 9, 10, 12, 14]
     assert [float(row["precision/incidents"]) for row in rows] == [0, 1, 1, 1, 1, 2, 2, 2]
     assert trainer.callback_metrics["precision/loss_scale"] == 256
+    assert not {"skipped", "loss_scale"} & set(rows[0])  # names of the progress bar alone
+
+
+def test_metrics_are_there_at_the_end_of_a_short_epoch() -> None:
+    trainer = quiet_trainer(plugins=[AdaptivePrecision("bf16")], log_every_n_steps=1000)
+    trainer.fit(Regression(fault=infinite_at(3)), regression_data())
+    assert trainer.callback_metrics["precision/skipped_steps"] == 1
+
+
+def test_the_table_comes_once_when_the_end_of_a_fit_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    class FailsAtTheEnd(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            raise KeyError("planted")
+
+    trainer = quiet_trainer(plugins=[AdaptivePrecision("bf16")], callbacks=[FailsAtTheEnd()])
+    with pytest.raises(KeyError, match="planted"):
+        trainer.fit(Regression(), regression_data())
+    assert capsys.readouterr().out.count("Precision summary") == 1
 
 
 @pytest.mark.parametrize(("precision", "scales"), [("fp16", [1024, 512]), ("bf16", [None, None])])
@@ -56,7 +74,7 @@ def test_the_table_comes_at_the_end_of_a_fit(capsys: pytest.CaptureFixture[str])
     plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=1024))
     quiet_trainer(plugins=[plugin]).fit(Regression(fault=infinite_at(3)), regression_data())
     output = capsys.readouterr().out
-    for expected in ("Precision summary", "16-mixed", "512  (min 512, max 1,024)", "net.0.weight"):
+    for expected in ("Precision summary", "16-mixed", "512 (min 512, max 1,024)", "net.0.weight"):
         assert expected in output
 
 
@@ -90,3 +108,10 @@ def test_true_fp16_survives_adam_with_its_default_eps() -> None:
     quiet_trainer(plugins=[plugin]).fit(model, regression_data())
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert plugin.effective_step == 8
+
+
+def test_the_eps_of_fp32_weights_is_left_alone() -> None:
+    model = Regression(optimizer=torch.optim.AdamW, lr=1e-3)
+    trainer = quiet_trainer(plugins=[AdaptivePrecision("fp16")])
+    trainer.fit(model, regression_data())
+    assert trainer.optimizers[0].param_groups[0]["eps"] == 1e-8

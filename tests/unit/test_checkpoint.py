@@ -42,6 +42,9 @@ def test_a_run_may_change_its_precision(saved: str, loaded: str) -> None:
         ({"version": None}, r"version=None; accepted: 1"),
         ({"record": None}, r"record=None; accepted: a dict of counters"),
         ({"record": {}}, r"effective_step=None"),
+        ({"record": {**record_of(1).state_dict(), "by_parameter": 7}}, r"by_parameter=7; accepted: a dict of counts"),
+        ({"record": {**record_of(1).state_dict(), "by_parameter": {"a": "b"}}}, r"accepted: a dict of counts"),
+        ({"record": {**record_of(1).state_dict(), "lowest_scale": "x"}}, r"lowest_scale='x'; accepted: a number"),
         ({"scale": -1.0}, r"scale=-1.0; accepted: a finite number above 0"),
     ],
 )
@@ -49,6 +52,18 @@ def test_damage_is_refused_and_nothing_loaded(damage: dict[str, Any], message: s
     into = scaler_at(2)
     with pytest.raises(CheckpointError, match=message):
         unpack({**pack("16-mixed", scaler_at(64), record_of(3)), **damage}, into)
+    assert into.get_scale() == 2
+
+
+@pytest.mark.parametrize("state", [None, "junk", [1]])
+def test_a_state_that_is_no_dict_is_refused(state: Any) -> None:
+    with pytest.raises(CheckpointError, match="The precision state is .*; accepted: a dict"):
+        unpack(state, None)
+
+
+def test_a_scale_is_taken_from_a_16_mixed_run_only() -> None:
+    into = scaler_at(2)
+    unpack({**pack("16-mixed", scaler_at(64), record_of(1)), "precision": "bf16-mixed"}, into)
     assert into.get_scale() == 2
 
 

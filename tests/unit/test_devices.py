@@ -35,14 +35,15 @@ def test_a_cpu_runs_every_precision(name: str) -> None:
     check_device(MODES[name], "cpu")
 
 
-def test_an_unknown_device_type_is_refused() -> None:
-    with pytest.raises(ConfigError, match="device='warp' is unknown; accepted: cpu"):
-        check_device(parse_mode("bf16"), "warp")
+@pytest.mark.parametrize("device", ["warp", "cpu:0", 0, ["cpu"], torch.device("cpu"), ""])
+def test_what_is_no_device_type_is_refused(device: object) -> None:
+    with pytest.raises(ConfigError, match=r"device=.* is not a device type; accepted: 'cpu'"):
+        check_device(parse_mode("bf16"), device)
 
 
 @pytest.mark.skipif("mps" in present_types(), reason="this machine has the device that the test misses")
 def test_a_device_that_is_not_here_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="device='mps' is not available on this machine; accepted: cpu"):
+    with pytest.raises(UnsupportedError, match="device='mps' is not available on this machine; accepted: 'cpu'"):
         check_device(parse_mode("bf16"), "mps")
 
 
@@ -51,9 +52,11 @@ def test_this_machine_has_a_cpu_first() -> None:
     assert present_types()[0] == "cpu"
 
 
-def test_tf32_is_undone() -> None:
+@pytest.mark.parametrize("convolution", [False, True])
+def test_tf32_is_undone(monkeypatch: pytest.MonkeyPatch, convolution: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", convolution)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     undo = allow_tf32()
-    assert torch.get_float32_matmul_precision() == "high"
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
     undo()
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before

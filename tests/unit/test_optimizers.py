@@ -26,11 +26,18 @@ def test_adam_with_its_default_eps_ruins_fp16_weights_and_with_ours_not(caplog: 
     assert "eps=1e-08 is zero in fp16" in caplog.text
 
 
-@pytest.mark.parametrize("eps", [1e-4, 2.0**-24, 0.0])
+@pytest.mark.parametrize("eps", [1e-4, 2.0**-24, 1.01 * 2.0**-25, 0.0])
 def test_an_eps_that_survives_or_was_chosen_to_be_zero_stays(eps: float) -> None:
     optimizer = adam(eps)
     raise_vanishing_eps_(optimizer)
     assert optimizer.param_groups[0]["eps"] == eps
+
+
+def test_half_of_the_smallest_number_is_zero_already() -> None:
+    optimizer = adam(2.0**-25)
+    assert torch.tensor(2.0**-25, dtype=torch.float16) == 0
+    raise_vanishing_eps_(optimizer)
+    assert optimizer.param_groups[0]["eps"] == 2.0**-14
 
 
 def test_an_optimizer_without_eps_is_left_alone() -> None:

@@ -186,73 +186,6 @@ def test_a_batch_without_a_loss_does_not_lose_the_rest_of_its_window() -> None:
     torch.testing.assert_close(weights(kept), weights(truth), rtol=1e-2, atol=1e-3)
 
 
-class TwoOptimizers(pl.LightningModule):
-    """Two manual backwards, then two steps: peers' fault L2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.a, self.b = (torch.nn.Parameter(torch.zeros(())) for _ in range(2))
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        for parameter in (self.a, self.b):
-            self.manual_backward(parameter * 1.0)
-        for optimizer in self.optimizers():
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [torch.optim.SGD([parameter], lr=1.0) for parameter in (self.a, self.b)]
-
-
-def test_two_optimizers_step_under_one_scale() -> None:
-    """peers' fault L2: stock moves the scale between the two steps, and the second is half or twice as long."""
-    grow_at_once = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
-    theirs = fit(MixedPrecision("16-mixed", "cpu", grow_at_once), TwoOptimizers(), limit_train_batches=1)
-    assert (theirs.a.item(), theirs.b.item()) == (-1.0, -0.5)
-    plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=4, growth_interval=1))
-    ours = fit(plugin, TwoOptimizers(), limit_train_batches=1)
-    assert (ours.a.item(), ours.b.item()) == (-1.0, -1.0)
-    assert plugin.loss_scale == 8
-
-
-class ManualClipping(TwoOptimizers):
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        optimizer, _ = self.optimizers()
-        self.manual_backward(self.a * 3.0)
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-        optimizer.step()
-
-
-def test_manual_clipping_clips_true_gradients() -> None:
-    """peers' fault L3: stock clips the scaled gradient to 1, and the update is 1 over the scale."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    theirs = fit(MixedPrecision("16-mixed", "cpu", scaler), ManualClipping(), limit_train_batches=1)
-    assert theirs.a.item() == pytest.approx(-1 / 1024, rel=1e-3)
-    ours = fit(AdaptivePrecision("fp16", scaling=LossScaling(init_scale=1024)), ManualClipping(), limit_train_batches=1)
-    assert ours.a.item() == pytest.approx(-1.0, rel=1e-5)
-
-
-class StaleCast(TwoOptimizers):
-    """A forward pass after a step, in the same training step: peers' fault L6."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        optimizer, _ = self.optimizers()
-        self.outputs = []
-        for _ in range(2):
-            output = torch.nn.functional.linear(torch.ones(1, 1), self.a.reshape(1, 1), self.b.reshape(1))
-            self.outputs.append(output.item())
-            optimizer.zero_grad()
-            self.manual_backward(output.sum())
-            optimizer.step()
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_forward_pass_after_a_step_sees_the_new_weights(precision: str) -> None:
-    model = fit(AdaptivePrecision(precision), StaleCast(), limit_train_batches=1)
-    assert model.outputs == [0.0, -1.0]
-
-
 def test_lbfgs_works_without_a_loss_scale_and_is_refused_with_one() -> None:
     theirs = Regression(optimizer=torch.optim.LBFGS, lr=0.5)
     quiet_trainer(precision="bf16-mixed").fit(theirs, regression_data())
@@ -263,8 +196,44 @@ def test_lbfgs_works_without_a_loss_scale_and_is_refused_with_one() -> None:
 
 
 def test_half_precision_weights_are_refused_with_a_loss_scale() -> None:
-    with pytest.raises(ConfigError, match="4 parameters are fp16 already, 'net.0.weight' among them"):
+    with pytest.raises(ConfigError, match="4 trained parameters are fp16 already, 'net.0.weight' among them"):
         fit(AdaptivePrecision("fp16"), Regression().half())
+
+
+def test_a_frozen_half_precision_backbone_is_welcome() -> None:
+    """As in LoRA: the base model in fp16, what is trained in fp32."""
+    model = Regression()
+    model.net[0].half().requires_grad_(False)
+    plugin = AdaptivePrecision("fp16")
+    fit(plugin, model)
+    assert plugin.effective_step == 8
+
+
+@pytest.mark.parametrize("given", [None, "cpu"])
+def test_the_device_is_checked_as_soon_as_it_is_known(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr("mp_plugin.precision.check_device", lambda mode, device: checked.append(device))
+    plugin = AdaptivePrecision("bf16", device=given)
+    assert checked == ([given] if given else [])
+    fit(plugin, limit_train_batches=1)
+    assert checked == ["cpu"]
+
+
+def test_testing_a_checkpoint_does_not_rewind_the_run(tmp_path: Any) -> None:
+    class Tested(Regression):
+        def test_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    plugin = AdaptivePrecision("fp16")
+    model = Tested(fault=infinite_at(3))
+    trainer = quiet_trainer(plugins=[plugin])
+    trainer.fit(model, regression_data())
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, regression_data())
+    before = plugin.summary()
+    assert before["steps"] == 16
+    trainer.test(model, regression_data(), ckpt_path=tmp_path / "run.ckpt", verbose=False, weights_only=True)
+    assert plugin.summary() == before
 
 
 def test_a_hopeless_run_stops_and_leaves_nothing_behind() -> None:
@@ -322,7 +291,7 @@ def test_an_exception_in_the_middle_leaves_nothing_behind() -> None:
         ({"precision": "bf16", "scaling": LossScaling()}, r"precision='bf16-mixed' has no loss scale to configure"),
         ({"precision": "fp16_true", "scaling": LossScaling()}, r"precision='16-true' has no loss scale to configure"),
         ({"precision": "fp16", "scaling": {"init_scale": 2}}, r"scaling={'init_scale': 2} is not accepted"),
-        ({"device": "warp"}, r"device='warp' is unknown; accepted: cpu"),
+        ({"device": "warp"}, r"device='warp' is not a device type; accepted: 'cpu'"),
     ],
 )
 def test_bad_settings_are_refused_when_the_plugin_is_built(arguments: dict[str, Any], message: str) -> None:

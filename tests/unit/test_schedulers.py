@@ -1,8 +1,11 @@
 """peers' fault L1: stock advances the learning rate on steps that never happened."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -136,3 +139,38 @@ def test_a_users_own_hook_is_held_too() -> None:
     model = Own(SCHEDULERS["warm-up"], fault=infinite_at(2, 3))
     quiet_trainer(plugins=[AdaptivePrecision("bf16")]).fit(model, regression_data())
     assert model.calls == 6
+
+
+def test_a_turn_that_comes_after_a_good_and_a_skipped_step_is_taken() -> None:
+    def halve(optimizer: Any) -> Any:
+        return ExponentialLR(optimizer, 0.5)
+
+    # Turns come where both 2 and 3 divide the count of batches: after the sixth, which ends a skipped step.
+    options = {"accumulate_grad_batches": 2, "frequency": 3}
+    assert rates(halve, AdaptivePrecision("bf16"), skipped=(4,), **options)[5] == 0.05
+
+
+class Copied(Regression):
+    def on_train_end(self) -> None:
+        self.copies = [pickle.loads(pickle.dumps(self)), copy.deepcopy(self)]
+
+
+def test_the_module_can_be_pickled_and_copied_during_a_fit() -> None:
+    model = Copied()
+    quiet_trainer(plugins=[AdaptivePrecision("bf16")]).fit(model, regression_data())
+    for twin in model.copies:
+        assert twin.lr_scheduler_step.__func__ is pl.LightningModule.lr_scheduler_step
+        assert twin.lr_scheduler_step.__self__ is twin
+
+
+def test_a_hook_of_the_instance_is_put_back() -> None:
+    def mine(scheduler: Any, metric: Any) -> None:
+        calls.append(scheduler)
+        scheduler.step()
+
+    calls: list[Any] = []
+    model = Scheduled(SCHEDULERS["warm-up"], fault=infinite_at(2, 3))
+    model.lr_scheduler_step = mine  # type: ignore[method-assign]
+    quiet_trainer(plugins=[AdaptivePrecision("bf16")]).fit(model, regression_data())
+    assert len(calls) == 6
+    assert model.lr_scheduler_step is mine

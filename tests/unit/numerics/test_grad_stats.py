@@ -122,3 +122,15 @@ def _operators(function: object) -> list[str]:
     with Record():
         function()  # type: ignore[operator]
     return seen
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_a_fault_in_any_group_is_found(position: int) -> None:
+    grads = [torch.ones(2), torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float64)]
+    grads[position][1] = INF
+    assert not all_finite(grads)
+    assert unscale_(grads, 2.0).item() == 1.0
+
+
+def test_a_float64_gradient_beyond_fp32_is_finite() -> None:
+    assert grad_amax([torch.tensor([1e100], dtype=torch.float64), torch.ones(1)]).tolist() == [1e100, 1.0]

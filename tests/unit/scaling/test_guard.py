@@ -1,5 +1,6 @@
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -92,12 +93,88 @@ def test_without_a_scale_patience_ends_too() -> None:
         training.step(math.nan)
 
 
-def test_weights_that_are_lost_end_the_run_at_once() -> None:
-    training = unscaled()
+@pytest.mark.parametrize("make", [scaled, unscaled])
+def test_weights_that_are_lost_end_the_run_at_once(make: Any) -> None:
+    training = make()
     with torch.no_grad():
         training.model[0].bias.fill_(math.nan)
-    with pytest.raises(TrainingDivergedError, match="1 weights were not finite before this step, '0.bias' among them"):
+    with pytest.raises(TrainingDivergedError, match="1 weights, '0.bias' among them, were not finite before this step"):
         training.step(math.nan)
+
+
+def test_a_float64_weight_beyond_fp32_is_not_lost() -> None:
+    training = unscaled()
+    training.model.double()
+    with torch.no_grad():
+        training.model[0].bias.fill_(1e100)
+    training.step(math.inf)
+    assert training.guard.record.skipped_steps == 1
+
+
+def test_names_are_right_beside_parameters_without_a_gradient() -> None:
+    training = unscaled()
+    training.model[0].weight.requires_grad_(False)
+    for name, parameter in training.model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, math.inf if name == "1.bias" else 0.0)
+    training.guard.skip(training.optimizer, training.model, Where(batch_idx=0, rank=0))
+    assert training.guard.record.incidents[0].parameters == ("1.bias",)
+
+
+def test_one_nan_among_infs_makes_the_kind() -> None:
+    training = unscaled()
+    for parameter, value in zip(training.model.parameters(), (math.inf, math.nan, 0.0, math.inf), strict=True):
+        parameter.grad = torch.full_like(parameter, value)
+    training.guard.skip(training.optimizer, training.model, Where(batch_idx=0, rank=0))
+    assert training.guard.record.incidents[0].kind == "nan"
+
+
+def test_a_skipped_optimizer_is_ready_for_its_next_gradients_under_the_same_scale() -> None:
+    training = scaled(init_scale=4, growth_interval=1)
+    for gradient in (math.inf, 4.0):
+        training.optimizer.zero_grad()
+        training.model[1].weight.grad = torch.full_like(training.model[1].weight, gradient)
+        before = training.model[1].weight.item()
+        verdict = training.guard.verdict(training.optimizer)
+        if verdict.overflowed:
+            training.guard.skip(training.optimizer, training.model, Where(batch_idx=0, rank=0))
+        else:
+            training.guard.step(training.optimizer, verdict, lambda: None)
+    assert training.model[1].weight.item() == pytest.approx(before - 1.0)
+
+
+def test_starting_afresh_forgets_scale_and_record() -> None:
+    training = scaled(init_scale=4)
+    training.step(math.inf)
+    training.guard.start_afresh()
+    assert (training.guard.loss_scale, training.guard.record.steps) == (4, 0)
+
+
+def test_an_optimizer_that_goes_on_does_not_hide_one_that_is_stuck() -> None:
+    training = unscaled()
+    other = torch.optim.SGD(training.model.parameters(), lr=0.0)
+
+    def step_both() -> None:
+        training.step(math.nan)
+        training.model.zero_grad()
+        training.model[0].weight.grad = torch.zeros_like(training.model[0].weight)
+        training.guard.step(other, training.guard.verdict(other), lambda: None)
+
+    for _ in range(UNSCALED_PATIENCE - 1):
+        step_both()
+    with pytest.raises(TrainingDivergedError, match="10 such steps in a row"):
+        step_both()
+
+
+def test_an_optimizer_whose_step_takes_no_closure() -> None:
+    class Plain(torch.optim.SGD):
+        def step(self) -> None:  # type: ignore[override]
+            super().step()
+
+    for training in (scaled(), unscaled()):
+        training.optimizer = Plain(training.model.parameters(), lr=1.0)
+        training.step(1.0)
+        assert training.guard.record.effective_step == 1
 
 
 def test_the_log_names_the_first_incidents_then_ever_fewer(caplog: pytest.LogCaptureFixture) -> None:
@@ -107,6 +184,14 @@ def test_the_log_names_the_first_incidents_then_ever_fewer(caplog: pytest.LogCap
             training.step(math.inf)
     assert [record.getMessage()[:7] for record in caplog.records] == ["step 0 ", "step 1 ", "step 3 ", "step 7 "]
     assert "loss scale lowered to 524,288" in caplog.text
+
+
+def test_only_the_first_rank_writes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    training = unscaled()
+    training.model[0].weight.grad = torch.full_like(training.model[0].weight, math.inf)
+    training.guard.skip(training.optimizer, training.model, Where(batch_idx=0, rank=1))
+    assert caplog.text == ""
+    assert training.guard.record.incidents[0].rank == 1
 
 
 def test_a_step_without_gradients_is_not_counted() -> None:

@@ -108,6 +108,9 @@ def test_a_loaded_scale_stays_inside_the_bounds_of_now() -> None:
     bounded = LossScaler(LossScaling(init_scale=4, max_scale=2**10))
     bounded.load_state_dict(state)
     assert bounded.get_scale() == 2**10
+    strict = LossScaler(LossScaling(init_scale=4, hysteresis=1))
+    strict.load_state_dict(LossScaler(LossScaling(hysteresis=5)).state_dict())
+    assert strict.state.hysteresis_tracker == 1
     static = LossScaler(LossScaling(policy="static", init_scale=4))  # type: ignore[arg-type]
     static.load_state_dict(state)
     assert static.get_scale() == 4
@@ -126,6 +129,29 @@ def test_damaged_state_is_refused_and_nothing_loaded(damage: dict[str, Any]) -> 
     with pytest.raises(CheckpointError, match=f"The loss scaler state has {key}=.*; accepted: "):
         scaler.load_state_dict({**LossScaler(LossScaling(init_scale=2)).state_dict(), **damage})
     assert scaler.state == before
+
+
+def test_open_steps_can_be_forgotten() -> None:
+    scaler, optimizer = LossScaler(LossScaling(init_scale=8)), sgd_with_gradient(math.inf)
+    scaler.unscale_(optimizer)
+    assert scaler.has_open_steps
+    scaler.forget_open_steps()
+    assert not scaler.has_open_steps
+    scaler.update()
+    assert scaler.get_scale() == 8
+
+
+def test_update_closes_open_steps() -> None:
+    scaler, optimizer = LossScaler(), sgd_with_gradient(1.0)
+    scaler.unscale_(optimizer)
+    scaler.update()
+    assert not scaler.is_unscaled(optimizer)
+
+
+@pytest.mark.parametrize("state", [None, "junk", [1]])
+def test_a_state_that_is_no_dict_is_refused(state: Any) -> None:
+    with pytest.raises(CheckpointError, match="The loss scaler state is .*; accepted: a dict"):
+        LossScaler().load_state_dict(state)
 
 
 def sgd_with_gradient(gradient: float, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:

@@ -80,3 +80,18 @@ def test_a_static_scale_never_moves_and_counts_overflows_in_a_row() -> None:
     states = run(LossScaling(policy="static", init_scale=512, growth_interval=1), [False, True, True, False])  # type: ignore[arg-type]
     assert {s.scale for s in states} == {512}
     assert [s.overflows_at_floor for s in states] == [0, 0, 1, 2, 0]
+
+
+def test_an_overflow_at_the_floor_restarts_the_count_to_growth() -> None:
+    config = LossScaling(init_scale=1, growth_interval=3)
+    assert [s.scale for s in run(config, [False, False, True, False, False, False])][-3:] == [1, 1, 2]
+
+
+def test_an_overflow_that_hysteresis_rides_out_restarts_the_count_to_growth() -> None:
+    config = LossScaling(init_scale=8, growth_interval=3, hysteresis=2)
+    assert [s.scale for s in run(config, [False, False, True, False, False, False])][-3:] == [8, 8, 16]
+
+
+def test_hysteresis_refills_after_backing_off() -> None:
+    config = LossScaling(init_scale=64, hysteresis=2)
+    assert [s.scale for s in run(config, [True] * 4)] == [64, 64, 32, 32, 16]

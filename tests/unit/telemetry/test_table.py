@@ -24,7 +24,7 @@ def test_shows_steps_scale_and_the_worst_parameters() -> None:
         "16-mixed",
         "1,235",
         "1,234",
-        "32,768  (min 32,768, max 65,536)",
+        "32,768 (min 32,768, max 65,536)",
         "layer4",
         "and 2 more parameters",
     ):
