@@ -68,6 +68,7 @@ class PrecisionMonitor(Callback):
             "precision/skipped_steps": float(record.skipped_steps),
             "precision/effective_step": float(record.effective_step),
             "precision/incidents": float(record.total_incidents),
+            "precision/fp32_layers": float(len(self.plugin.fp32_layers)),
         }
 
     def _print(self, trainer: "pl.Trainer") -> None:

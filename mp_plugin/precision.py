@@ -23,7 +23,7 @@ from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError, UnsupportedError
 from mp_plugin.modes import parse_mode
 from mp_plugin.optimizers import refuse_what_cannot_be_scaled
-from mp_plugin.retry import StepStart, can_run_again, counted_once, known_at_first
+from mp_plugin.retry import StepStart, can_run_again, known_at_first, run_again
 from mp_plugin.scaling.guard import StepGuard, Where
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.schedulers import hold_on_skips
@@ -79,6 +79,7 @@ class AdaptivePrecision(Precision):
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []
         self._is_fitting = True
+        self._start: StepStart | None = None  # during a fit
 
     # What happened so far.
 
@@ -106,6 +107,11 @@ class AdaptivePrecision(Precision):
     def retried_steps(self) -> int:
         """Optimizer steps taken with the gradients of a batch that was run again at a lower loss scale."""
         return self.guard.record.retried_steps
+
+    @property
+    def fp32_layers(self) -> list[str]:
+        """Qualified names of layers kept in FP32 beyond autocast's own rules: none in this release."""
+        return []
 
     @property
     def incidents(self) -> list[Incident]:
@@ -157,7 +163,7 @@ class AdaptivePrecision(Precision):
         torch.clear_autocast_cache()
         if self.scaler is not None:
             self.scaler.forget_open_steps()
-        self._is_fitting = True
+        self._is_fitting, self._start = True, None
 
     # Forward.
 
@@ -170,12 +176,13 @@ class AdaptivePrecision(Precision):
     @override
     @contextmanager
     def train_step_context(self) -> Generator[None, None, None]:
-        self._start.mark()
+        if self._start is not None:
+            self._start.mark()
         with self.forward_context():
             yield
         # In manual optimization the optimizers stepped in here. Only now have all of them seen the scale that made
         # their gradients, so only now may it move.
-        if not self._start.module.automatic_optimization:
+        if self._start is not None and not self._start.module.automatic_optimization:
             self._end_of_step()
 
     @override
@@ -224,14 +231,14 @@ class AdaptivePrecision(Precision):
         verdict = self.guard.verdict(optimizer)
         retries = 0
         while verdict.overflowed and retries < self._retries(model) and self.guard.is_worth_a_retry(optimizer, result):
+            retries += 1
             self.guard.back_off(optimizer, model, where)
-            self._start.rewind()
-            with counted_once(model):
+            with run_again(self._start):
                 result = output = closure()
             verdict = self.guard.verdict(optimizer)
-            retries += 1
         if verdict.overflowed:
-            self._restore_buffers(model)
+            if self._start is not None:
+                self._start.restore_buffers()
             self.guard.skip(optimizer, model, where)
         else:
             self._after_closure(model, optimizer)
@@ -256,15 +263,9 @@ class AdaptivePrecision(Precision):
     def _retries(self, module: "pl.LightningModule") -> int:
         return self.scaler.config.retries if self.scaler is not None and can_run_again(module) else 0
 
-    def _restore_buffers(self, module: "pl.LightningModule") -> None:
-        if module.automatic_optimization:
-            self._start.buffers.restore()
-        else:
-            # Other optimizers of the same training step may have stepped: what they learned stays.
-            self._start.buffers.restore_non_finite()
-
     def _end_of_step(self) -> None:
-        self._start.done()
+        if self._start is not None:
+            self._start.done()
         if self.scaler is not None:
             self.scaler.update()
 

@@ -33,6 +33,14 @@ class StepStart:
         """The step was taken or skipped: the next forward pass begins a new one."""
         self._restore_random_state = None
 
+    def restore_buffers(self) -> None:
+        """Undo what a forward pass that overflowed wrote."""
+        if self.module.automatic_optimization:
+            self.buffers.restore()
+        else:
+            # Other optimizers of the same training step may have stepped: what they learned stays.
+            self.buffers.restore_non_finite()
+
     def rewind(self) -> None:
         """Go back to where the step began."""
         self.buffers.restore()
@@ -51,10 +59,16 @@ def can_run_again(module: "pl.LightningModule") -> bool:
 
 
 @contextmanager
-def counted_once(module: "pl.LightningModule") -> Iterator[None]:
-    """Leave no trace of what the block logs and measures: the first run of the step has logged and measured already."""
+def run_again(start: StepStart | None) -> Iterator[None]:
+    """Go back to where a step began, and let the block run it again without a trace in logs and metrics.
+
+    The first run has logged and measured already; a step counts once.
+    """
+    assert start is not None, "a step is run again within a fit only"
+    module = start.module
     metrics = [(metric, _state(metric)) for metric in module.modules() if isinstance(metric, Metric)]
     undo = replace_attribute(module, "log", _log_nothing)
+    start.rewind()
     try:
         yield
     finally:

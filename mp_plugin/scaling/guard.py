@@ -101,7 +101,7 @@ class StepGuard:
             optimizer: whose gradients overflowed.
             loss: what the closure returned, without the loss scale.
         """
-        if self.scaler is None or self.scaler.state_if_overflowed().scale >= self.scaler.get_scale():
+        if self.scaler is None or loss is None or self.scaler.state_if_overflowed().scale >= self.scaler.get_scale():
             return False
         found_inf = (~torch.isfinite(torch.as_tensor(loss))).float().to(home_device(optimizer))
         return not agree(found_inf, has_gradients=True).overflowed

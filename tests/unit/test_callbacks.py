@@ -39,6 +39,7 @@ def test_metrics_reach_the_logger_and_the_callback_metrics(tmp_path: Path) -> No
     assert [float(row["precision/effective_step"]) for row in rows] == [2, 3, 5, 7, 9, 10, 12, 14]
     assert [float(row["precision/incidents"]) for row in rows] == [0, 1, 1, 1, 1, 2, 2, 2]
     assert trainer.callback_metrics["precision/loss_scale"] == 256
+    assert trainer.callback_metrics["precision/fp32_layers"] == len(plugin.fp32_layers) == 0
     assert not {"skipped", "loss_scale"} & set(rows[0])  # names of the progress bar alone
 
 
