@@ -85,6 +85,16 @@ def precision_summary(trainer: Trainer) -> dict[str, Any] | None:
     return summary() if summary is not None else None
 
 
+def precision_line(trainer: Trainer) -> str:
+    """The precision in use and what became of the steps, in one line."""
+    summary = precision_summary(trainer)
+    if summary is None:
+        return precision_name(trainer)
+    steps = f"{summary['effective_steps']:,} of {summary['steps']:,} steps taken, {summary['skipped_steps']:,} skipped"
+    scale = f", loss scale {summary['loss_scale']['now']:,.15g}" if summary["loss_scale"] else ""
+    return f"{summary['precision']}: {steps}{scale}"
+
+
 def write_metrics(run: Run, **values: Any) -> None:
     """Write metrics.json, on one process only."""
     if run.trainer.is_global_zero:

@@ -51,12 +51,15 @@ def show_config(cfg: DictConfig, title: str, run_dir: Path) -> None:
         Console(file=file, width=120).print(tree)
 
 
-def show_results(metrics: Mapping[str, float], baselines: Mapping[str, float], **places: str | Path) -> None:
-    """Print a run's result with the baselines beside it, and where its files lie.
+def show_results(
+    metrics: Mapping[str, float], baselines: Mapping[str, float], precision: str = "", **places: str | Path
+) -> None:
+    """Print a run's result with the baselines beside it, what its precision did, and where its files lie.
 
     Args:
         metrics: test metrics, by the name under which they were logged.
         baselines: values of simple methods, in the unit of the metric in `TITLES`.
+        precision: the precision summary in a line; empty where nothing was trained.
         **places: files and directories to name, by title.
     """
     console = Console(soft_wrap=True, highlight=False)
@@ -68,7 +71,9 @@ def show_results(metrics: Mapping[str, float], baselines: Mapping[str, float], *
             for baseline, value in baselines.items():
                 results.add_row(baseline, f"{value:.4f}")
             console.print(results)
-    width = max(map(len, places))
+    width = max(map(len, [*places, "precision"]))
+    if precision:
+        console.print(Text.assemble(("precision".ljust(width), "bold"), "  ", precision))
     for title, place in places.items():
         inside = Path(place).absolute().is_relative_to(Path.cwd())
         shown = os.path.relpath(place) if inside else str(place)

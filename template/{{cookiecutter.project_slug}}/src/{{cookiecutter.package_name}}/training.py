@@ -8,6 +8,7 @@ from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.run import (
     close_loggers,
     log_settings,
+    precision_line,
     precision_name,
     precision_summary,
     prepare,
@@ -55,5 +56,5 @@ def train(cfg: DictConfig) -> dict[str, float]:
     )
     close_loggers(run.trainer)
     if run.trainer.is_global_zero:
-        show_results(metrics, baselines, files=run.directory, checkpoint=best or "none")
+        show_results(metrics, baselines, precision_line(run.trainer), files=run.directory, checkpoint=best or "none")
     return metrics
