@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from rich.progress import Progress
 from typing_extensions import override
 
 from mp_plugin.optimizers import raise_vanishing_eps_
@@ -58,8 +59,10 @@ class PrecisionMonitor(Callback):
         self._print(trainer)
 
     def _bar(self) -> dict[str, float]:
-        scale = {"loss_scale": self.plugin.loss_scale} if self.plugin.scaler is not None else {}
-        return {**scale, "skipped": float(self.plugin.skipped_steps)}
+        if self.plugin.scaler is not None:
+            return {"loss_scale": self.plugin.loss_scale, "skipped": float(self.plugin.skipped_steps)}
+        # Room in a progress bar is scarce: without a scale there is nothing to watch until something was skipped.
+        return {"skipped": float(self.plugin.skipped_steps)} if self.plugin.skipped_steps else {}
 
     def _metrics(self) -> dict[str, float]:
         record = self.plugin.guard.record
@@ -75,4 +78,7 @@ class PrecisionMonitor(Callback):
         # A fit that was over before its first step has nothing to tell.
         if trainer.is_global_zero and self.plugin.guard.record.steps and not self._is_printed:
             self._is_printed = True
-            Console().print(summary_table(self.plugin.summary()))
+            # A live display and another console would overwrite each other's lines.
+            live = getattr(trainer.progress_bar_callback, "progress", None)
+            console = live.console if isinstance(live, Progress) else Console()
+            console.print(summary_table(self.plugin.summary()))

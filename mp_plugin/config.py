@@ -75,8 +75,8 @@ class LossScaling:
             set_(self, name, _number(name, getattr(self, name), LOWEST_SCALE, HIGHEST_SCALE, "2**-64 to 2**64"))
         if not self.min_scale <= self.init_scale <= self.max_scale:
             raise ConfigError(
-                f"LossScaling.init_scale={self.init_scale:g} is out of order; accepted: "
-                f"min_scale ({self.min_scale:g}) <= init_scale <= max_scale ({self.max_scale:g})."
+                f"LossScaling.init_scale={self.init_scale:.15g} is out of order; accepted: "
+                f"min_scale ({self.min_scale:.15g}) <= init_scale <= max_scale ({self.max_scale:.15g})."
             )
         above_one, above_zero, below_one = math.nextafter(1, 2), math.nextafter(0, 1), math.nextafter(1, 0)
         accepted = "above 1 and at most 2**64"

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -80,6 +79,11 @@ class AdaptivePrecision(Precision):
         self._undo: list[Callable[[], None]] = []
         self._is_fitting = True
         self._start: StepStart | None = None  # during a fit
+
+    def __repr__(self) -> str:
+        """Show what was chosen."""
+        scaling = f", scaling={self.scaler.config}" if self.scaler is not None else ""
+        return f"{type(self).__name__}({self.mode.name!r}{scaling})"
 
     # What happened so far.
 
@@ -160,7 +164,6 @@ class AdaptivePrecision(Precision):
     def teardown(self) -> None:
         while self._undo:
             self._undo.pop()()
-        torch.clear_autocast_cache()
         if self.scaler is not None:
             self.scaler.forget_open_steps()
         self._is_fitting, self._start = True, None
@@ -219,8 +222,6 @@ class AdaptivePrecision(Precision):
                 "backward() added scaled gradients to those that clip_gradients() has unscaled already; "
                 "accepted: all backward passes of a step first, then clip_gradients(), then step()."
             )
-        # A forward pass ends with its backward pass: what comes next may follow an edit of the weights in place.
-        torch.clear_autocast_cache()
 
     @override
     def optimizer_step(  # type: ignore[override]
@@ -230,7 +231,8 @@ class AdaptivePrecision(Precision):
         result = output = closure()
         verdict = self.guard.verdict(optimizer)
         retries = 0
-        while verdict.overflowed and retries < self._retries(model) and self.guard.is_worth_a_retry(optimizer, result):
+        scale_is_to_blame = verdict.overflowed and self.guard.is_scale_to_blame(optimizer, result)
+        while scale_is_to_blame and verdict.overflowed and self.guard.can_back_off and retries < self._retries(model):
             retries += 1
             self.guard.back_off(optimizer, model, where)
             with run_again(self._start):
@@ -239,7 +241,7 @@ class AdaptivePrecision(Precision):
         if verdict.overflowed:
             if self._start is not None:
                 self._start.restore_buffers()
-            self.guard.skip(optimizer, model, where)
+            self.guard.skip(optimizer, model, where, scale_is_to_blame=scale_is_to_blame)
         else:
             self._after_closure(model, optimizer)
 
@@ -254,8 +256,6 @@ class AdaptivePrecision(Precision):
 
             step = partial(self.guard.step, optimizer, verdict, retried=retries > 0)
             output = step(known_at_first(result, again), **kwargs)
-            # The casts that autocast kept are of the weights before this step.
-            torch.clear_autocast_cache()
         if model.automatic_optimization:
             self._end_of_step()
         return output

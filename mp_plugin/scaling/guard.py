@@ -46,7 +46,8 @@ class StepGuard:
         self.scaler = scaler
         self.dtype = dtype
         self.record = RunRecord()
-        # Steps skipped in a row by each optimizer, by its id: one that goes on must not hide one that is stuck.
+        # Steps skipped in a row by each optimizer, by its id, for which no loss scale is to blame: an optimizer that
+        # goes on must not hide one that is stuck.
         self._skips: Counter[int] = Counter()
 
     @property
@@ -92,18 +93,23 @@ class StepGuard:
             self.record.took_step(scale, retried=retried)
         return output
 
-    def is_worth_a_retry(self, optimizer: Optimizer, loss: Any) -> bool:
-        """Whether running an overflowed batch again can help: the scale can go lower, and it was not the loss itself.
+    @property
+    def can_back_off(self) -> bool:
+        """Whether an overflow would lower the loss scale."""
+        return self.scaler is not None and self.scaler.state_if_overflowed().scale < self.scaler.get_scale()
+
+    def is_scale_to_blame(self, optimizer: Optimizer, loss: Any) -> bool:
+        """Whether a lower loss scale could cure an overflow: not if the loss was not finite before it was scaled.
 
         All ranks together; called for overflowed steps only.
 
         Args:
             optimizer: whose gradients overflowed.
-            loss: what the closure returned, without the loss scale.
+            loss: what the closure returned, without the loss scale; None, in manual optimization, tells nothing.
         """
-        if self.scaler is None or loss is None or self.scaler.state_if_overflowed().scale >= self.scaler.get_scale():
-            return False
-        found_inf = (~torch.isfinite(torch.as_tensor(loss))).float().to(home_device(optimizer))
+        if self.scaler is None or not isinstance(loss, Tensor):
+            return self.scaler is not None
+        found_inf = (~torch.isfinite(loss).all()).float().to(home_device(optimizer))
         return not agree(found_inf, has_gradients=True).overflowed
 
     def back_off(self, optimizer: Optimizer, model: Module, where: Where) -> None:
@@ -113,20 +119,25 @@ class StepGuard:
         self.scaler.step(optimizer)  # which skips it, and is ready for the gradients of the next run
         self.scaler.update()
 
-    def skip(self, optimizer: Optimizer, model: Module, where: Where) -> None:
+    def skip(self, optimizer: Optimizer, model: Module, where: Where, *, scale_is_to_blame: bool) -> None:
         """Leave the weights alone, count the skipped step, and say which parameters are to blame.
+
+        The loss scale moves only when it is to blame: a batch that holds a NaN says nothing about it.
 
         Raises:
             TrainingDivergedError: when the weights are not finite already, or too many steps in a row were skipped.
         """
-        incident = self.note(optimizer, model, where, action=self._action(optimizer))
+        if not scale_is_to_blame:
+            self._skips[id(optimizer)] += 1
+        incident = self.note(optimizer, model, where, action=self._action(optimizer, scale_is_to_blame))
         self.record.skipped_step(self.loss_scale)
-        self._skips[id(optimizer)] += 1
-        if self.scaler is not None:
+        if self.scaler is not None and scale_is_to_blame:
             self.scaler.step(optimizer)  # which skips it, and is ready for this optimizer's next gradients
+        elif self.scaler is not None:
+            self.scaler.discard(optimizer)
         self._stop_if_weights_are_lost(incident, optimizer, model)
         if incident.action is Action.raise_:
-            floor = "" if self.scaler is None else ", at a loss scale that cannot go lower"
+            floor = ", at a loss scale that cannot go lower" if scale_is_to_blame else ""
             regardless = "" if self.scaler is None else "; LossScaling(at_min_scale='skip') goes on regardless"
             raise TrainingDivergedError(
                 f"{incident}; {self._patience} such steps in a row{floor}. The weights are those of the last good "
@@ -152,6 +163,7 @@ class StepGuard:
             action=action,
         )
         self.record.add(incident)
+        self.record.saw(incident.loss_scale)
         is_power_of_two = self.record.total_incidents.bit_count() == 1
         if where.rank == 0 and is_power_of_two:
             log.warning("%s; %s.", incident, self._consequence(incident.action))
@@ -179,13 +191,14 @@ class StepGuard:
     def _patience(self) -> int:
         return UNSCALED_PATIENCE if self.scaler is None else self.scaler.config.patience
 
-    def _action(self, optimizer: Optimizer) -> Action:
-        if self.scaler is None:
-            return Action.raise_ if self._skips[id(optimizer)] + 1 >= self._patience else Action.skip
-        config, after = self.scaler.config, self.scaler.state_if_overflowed()
-        if after.overflows_at_floor >= self._patience and config.at_min_scale is AtMinScale.raise_:
-            return Action.raise_
-        return Action.backoff if after.scale < self.scaler.get_scale() else Action.skip
+    def _action(self, optimizer: Optimizer, scale_is_to_blame: bool) -> Action:
+        goes_on = self.scaler is not None and self.scaler.config.at_min_scale is AtMinScale.skip
+        if scale_is_to_blame and self.can_back_off:
+            return Action.backoff
+        in_a_row = self._skips[id(optimizer)]
+        if self.scaler is not None and scale_is_to_blame:
+            in_a_row = self.scaler.state_if_overflowed().overflows_at_floor
+        return Action.raise_ if in_a_row >= self._patience and not goes_on else Action.skip
 
 
 def _non_finite(optimizer: Optimizer, model: Module) -> tuple[str, tuple[str, ...]]:

@@ -117,6 +117,10 @@ class LossScaler:
             return None
         return optimizer.step(closure, **kwargs) if closure is not None else optimizer.step(**kwargs)
 
+    def discard(self, optimizer: Optimizer) -> None:
+        """Drop this optimizer's gradients without a step and without a word to the schedule."""
+        self._verdicts.remove(self._unscaled.pop(id(optimizer)))
+
     def state_if_overflowed(self) -> ScaleState:
         """Return the state that an overflow would lead to, without going there."""
         return advance(self.state, overflowed=True, config=self.config)

@@ -42,13 +42,13 @@ class RunRecord:
         self.effective_step += 1
         self.retried_steps += retried
         self.skips_in_a_row = 0
-        self._saw(scale)
+        self.saw(scale)
 
     def skipped_step(self, scale: float) -> None:
         """Count a step that was not taken."""
         self.skipped_steps += 1
         self.skips_in_a_row += 1
-        self._saw(scale)
+        self.saw(scale)
 
     def add(self, incident: Incident) -> None:
         """Remember an incident."""
@@ -109,7 +109,8 @@ class RunRecord:
             by_parameter=Counter(by_parameter),
         )
 
-    def _saw(self, scale: float) -> None:
+    def saw(self, scale: float) -> None:
+        """Widen the range of loss scales used."""
         self.lowest_scale = scale if self.lowest_scale is None else min(self.lowest_scale, scale)
         self.highest_scale = scale if self.highest_scale is None else max(self.highest_scale, scale)
 

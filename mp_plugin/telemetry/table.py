@@ -27,8 +27,10 @@ def summary_table(summary: dict[str, Any]) -> Table:
     incidents = summary["incidents"]
     table.add_row("incidents", f"{incidents['total']:,}")
     by_parameter = list(incidents["by_parameter"].items())
-    for name, count in by_parameter[:LISTED_PARAMETERS]:
+    # A line that says "and 1 more" could as well name it.
+    listed = LISTED_PARAMETERS if len(by_parameter) > LISTED_PARAMETERS + 1 else len(by_parameter)
+    for name, count in by_parameter[:listed]:
         table.add_row(f"  {escape(name)}", f"{count:,}")
-    if len(by_parameter) > LISTED_PARAMETERS:
-        table.add_row(f"  and {len(by_parameter) - LISTED_PARAMETERS} more parameters", "")
+    if listed < len(by_parameter):
+        table.add_row(f"  and {len(by_parameter) - listed:,} more parameters", "")
     return table

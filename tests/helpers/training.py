@@ -46,8 +46,25 @@ class Regression(pl.LightningModule):
 
 
 def infinite_at(*batches: int) -> Callable[[Tensor, int], Tensor]:
-    """A fault: the loss of these batches is multiplied by infinity."""
+    """A fault: the loss of these batches is not finite, which no loss scale can cure."""
     return lambda loss, batch_idx: loss * float("inf") if batch_idx in batches else loss
+
+
+class _InfiniteGradient(torch.autograd.Function):
+    """The identity, with an infinite gradient: an overflow that the loss does not show."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * float("inf")
+
+
+def overflowing_at(*batches: int) -> Callable[[Tensor, int], Tensor]:
+    """A fault: the backward pass of these batches overflows, at every loss scale, with a finite loss."""
+    return lambda loss, batch_idx: _InfiniteGradient.apply(loss) if batch_idx in batches else loss  # type: ignore[no-any-return, no-untyped-call]
 
 
 def regression_data(*, batches: int = 8, batch_size: int = 4) -> DataLoader[Any]:

@@ -12,13 +12,13 @@ from mp_plugin.errors import CheckpointError
 from tests.helpers.training import (
     Regression,
     assert_bitwise_equal,
-    infinite_at,
+    overflowing_at,
     quiet_trainer,
     regression_data,
     weights,
 )
 
-SCALING = LossScaling(init_scale=2**12, growth_interval=3, hysteresis=2)
+SCALING = LossScaling(init_scale=2**12, growth_interval=3, hysteresis=2, retries=0)
 
 
 def fp16() -> AdaptivePrecision:
@@ -26,7 +26,7 @@ def fp16() -> AdaptivePrecision:
 
 
 def model() -> Regression:
-    return Regression(optimizer=torch.optim.AdamW, lr=0.01, fault=infinite_at(2, 5, 6))
+    return Regression(optimizer=torch.optim.AdamW, lr=0.01, fault=overflowing_at(2, 5, 6))
 
 
 def train(plugin: Any, path: Path | None = None, *, epochs: int, resume: Path | None = None) -> Any:

@@ -1,15 +1,36 @@
+import pytest
 import torch
 
 from mp_plugin.autocast import autocast
 
 
-def test_a_weight_is_cast_once_per_forward_pass() -> None:
-    weight = torch.nn.Parameter(torch.ones(2, 2))
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.01), (torch.float16, 0.002)])
+def test_the_gradient_of_a_weight_used_many_times_is_summed_in_fp32(dtype: torch.dtype, bound: float) -> None:
+    inputs = torch.rand(256, 1, 16)
+
+    def gradient(layer: torch.nn.Linear) -> torch.Tensor:
+        layer.zero_grad()
+        torch.stack([layer(part) for part in inputs]).float().sum().backward()
+        return layer.weight.grad.double().clone()  # type: ignore[union-attr]
+
+    layer = torch.nn.Linear(16, 16)
+    truth = gradient(layer)
+    with autocast("cpu", dtype):
+        ours = gradient(layer)
+    with torch.autocast("cpu", dtype=dtype):
+        cached = gradient(layer)
+    error, error_of_cache = ((grad - truth).norm() / truth.norm() for grad in (ours, cached))
+    assert error < bound < error_of_cache
+
+
+def test_a_forward_pass_sees_an_edit_in_place() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1, 1))
     with autocast("cpu", torch.bfloat16):
-        first, second = weight @ weight, weight @ weight
-    # With the cache, both products share one cast of the weight, so their graphs meet in one node.
-    casts = {node for output in (first, second) for node, _ in output.grad_fn.next_functions}
-    assert len(casts) == 1
+        before = torch.nn.functional.linear(torch.ones(1, 1), weight).item()
+        with torch.no_grad():
+            weight.add_(1.0)
+        after = torch.nn.functional.linear(torch.ones(1, 1), weight).item()
+    assert (before, after) == (0.0, 1.0)
 
 
 def test_a_cast_made_without_gradients_does_not_lose_them_later() -> None:

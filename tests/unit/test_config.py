@@ -40,7 +40,7 @@ def test_names_become_enum_members_and_whole_numbers_floats() -> None:
         ("init_scale", -1.0, "a number, 2**-64 to 2**64"),
         ("init_scale", True, "a number, 2**-64 to 2**64"),
         ("init_scale", "65536", "a number, 2**-64 to 2**64"),
-        ("init_scale", 2.0**30, "min_scale (1) <= init_scale <= max_scale (1.67772e+07)"),
+        ("init_scale", 2.0**30, "min_scale (1) <= init_scale <= max_scale (16777216)"),
         ("min_scale", 2.0**-127, "a number, 2**-64 to 2**64"),
         ("max_scale", 2.0**65, "a number, 2**-64 to 2**64"),
         ("growth_factor", 1.0, "a number, above 1 and at most 2**64"),

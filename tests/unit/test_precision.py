@@ -17,6 +17,7 @@ from tests.helpers.training import (
     Regression,
     assert_bitwise_equal,
     infinite_at,
+    overflowing_at,
     quiet_trainer,
     regression_data,
     weights,
@@ -93,15 +94,33 @@ def test_stock_silently_turns_fp16_on_a_cpu_into_bf16_and_we_do_not() -> None:
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "32-true", "bf16-true"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_an_overflow_skips_one_step_and_names_the_parameters(precision: str, fused: bool) -> None:
-    plugin = AdaptivePrecision(precision)
+    scaling = LossScaling(init_scale=SCALE) if precision == "16-mixed" else None
+    plugin = AdaptivePrecision(precision, scaling=scaling)
     model = Regression(optimizer=torch.optim.AdamW, fused=fused, fault=infinite_at(3))
     fit(plugin, model)
     assert (plugin.effective_step, plugin.skipped_steps) == (7, 1)
     (incident,) = plugin.incidents
     assert (incident.step, incident.batch_idx) == (3, 3)
     assert set(incident.parameters) == {name for name, _ in model.named_parameters()}
-    assert plugin.loss_scale == (2.0**14 if precision == "16-mixed" else 1.0)
+    # The loss was not finite before it was scaled: no scale is to blame.
+    assert plugin.loss_scale == (SCALE if precision == "16-mixed" else 1.0)
     assert all(weight.isfinite().all() for weight in weights(model))
+
+
+def test_an_overflow_with_a_finite_loss_lowers_the_scale() -> None:
+    plugin = AdaptivePrecision("fp16", scaling=LossScaling(retries=0))
+    fit(plugin, Regression(fault=overflowing_at(3)))
+    assert (plugin.effective_step, plugin.skipped_steps, plugin.loss_scale) == (7, 1, 2.0**14)
+
+
+def test_a_bad_sample_now_and_then_does_not_wear_the_scale_down() -> None:
+    """Stock halves the scale each time, and doubles it only after 2,000 clean steps."""
+    scaler = torch.amp.GradScaler("cpu")
+    fit(MixedPrecision("16-mixed", "cpu", scaler), Regression(fault=infinite_at(3)), max_epochs=20)
+    assert scaler.get_scale() <= 2.0**-4
+    plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=SCALE))
+    fit(plugin, Regression(fault=infinite_at(3)), max_epochs=20)
+    assert (plugin.skipped_steps, plugin.loss_scale) == (20, SCALE)
 
 
 def test_a_skipped_step_leaves_the_weights_as_they_were() -> None:

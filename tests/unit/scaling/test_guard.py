@@ -20,12 +20,16 @@ class Overflowing:
         self.model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
 
+    def skip(self, *, rank: int = 0, scale_is_to_blame: bool | None = None) -> None:
+        blame = self.guard.scaler is not None if scale_is_to_blame is None else scale_is_to_blame
+        self.guard.skip(self.optimizer, self.model, Where(batch_idx=7, rank=rank), scale_is_to_blame=blame)
+
     def step(self, gradient: float, *, at: str = "1.weight") -> None:
         for name, parameter in self.model.named_parameters():
             parameter.grad = torch.full_like(parameter, gradient if name == at else 0.0)
         verdict = self.guard.verdict(self.optimizer)
         if verdict.overflowed:
-            self.guard.skip(self.optimizer, self.model, Where(batch_idx=7, rank=0))
+            self.skip()
         else:
             self.guard.step(self.optimizer, verdict, lambda: None)
         if self.guard.scaler is not None:
@@ -117,7 +121,12 @@ def test_names_are_right_beside_parameters_without_a_gradient() -> None:
     for name, parameter in training.model.named_parameters():
         if parameter.requires_grad:
             parameter.grad = torch.full_like(parameter, math.inf if name == "1.bias" else 0.0)
-    training.guard.skip(training.optimizer, training.model, Where(batch_idx=0, rank=0))
+    training.guard.skip(
+        training.optimizer,
+        training.model,
+        Where(batch_idx=0, rank=0),
+        scale_is_to_blame=training.guard.scaler is not None,
+    )
     assert training.guard.record.incidents[0].parameters == ("1.bias",)
 
 
@@ -125,7 +134,12 @@ def test_one_nan_among_infs_makes_the_kind() -> None:
     training = unscaled()
     for parameter, value in zip(training.model.parameters(), (math.inf, math.nan, 0.0, math.inf), strict=True):
         parameter.grad = torch.full_like(parameter, value)
-    training.guard.skip(training.optimizer, training.model, Where(batch_idx=0, rank=0))
+    training.guard.skip(
+        training.optimizer,
+        training.model,
+        Where(batch_idx=0, rank=0),
+        scale_is_to_blame=training.guard.scaler is not None,
+    )
     assert training.guard.record.incidents[0].kind == "nan"
 
 
@@ -137,10 +151,64 @@ def test_a_skipped_optimizer_is_ready_for_its_next_gradients_under_the_same_scal
         before = training.model[1].weight.item()
         verdict = training.guard.verdict(training.optimizer)
         if verdict.overflowed:
-            training.guard.skip(training.optimizer, training.model, Where(batch_idx=0, rank=0))
+            training.guard.skip(
+                training.optimizer,
+                training.model,
+                Where(batch_idx=0, rank=0),
+                scale_is_to_blame=training.guard.scaler is not None,
+            )
         else:
             training.guard.step(training.optimizer, verdict, lambda: None)
     assert training.model[1].weight.item() == pytest.approx(before - 1.0)
+
+
+def spoil(training: Overflowing) -> None:
+    """A step whose loss was not finite already."""
+    training.model[0].weight.grad = torch.full_like(training.model[0].weight, math.nan)
+    training.guard.verdict(training.optimizer)
+    training.skip(scale_is_to_blame=False)
+    assert training.guard.scaler is not None
+    training.guard.scaler.update()
+
+
+def test_a_scale_that_is_not_to_blame_stays() -> None:
+    training = scaled(init_scale=4, growth_interval=2)
+    training.step(1.0)
+    spoil(training)
+    assert training.guard.loss_scale == 4
+    assert training.guard.record.incidents[0].action is Action.skip
+    training.step(1.0)
+    assert training.guard.loss_scale == 8
+
+
+def test_patience_ends_without_the_scale_too() -> None:
+    training = scaled(init_scale=2**15, patience=3)
+    spoil(training)
+    spoil(training)
+    training.step(1.0)
+    spoil(training)
+    spoil(training)
+    with pytest.raises(TrainingDivergedError, match=r"3 such steps in a row\. The weights"):
+        spoil(training)
+    forgiving = scaled(patience=3, at_min_scale="skip")
+    for _ in range(10):
+        spoil(forgiving)
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "expected"),
+    [
+        (scaled, torch.tensor(1.0), True),
+        (scaled, torch.tensor(math.nan), False),
+        (scaled, torch.tensor([1.0, math.inf]), False),
+        (scaled, None, True),
+        (unscaled, torch.tensor(1.0), False),
+        (unscaled, None, False),
+    ],
+)
+def test_when_the_scale_is_to_blame(make: Any, loss: Any, expected: bool) -> None:
+    training = make()
+    assert training.guard.is_scale_to_blame(training.optimizer, loss) is expected
 
 
 def test_starting_afresh_forgets_scale_and_record() -> None:
@@ -189,7 +257,12 @@ def test_the_log_names_the_first_incidents_then_ever_fewer(caplog: pytest.LogCap
 def test_only_the_first_rank_writes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     training = unscaled()
     training.model[0].weight.grad = torch.full_like(training.model[0].weight, math.inf)
-    training.guard.skip(training.optimizer, training.model, Where(batch_idx=0, rank=1))
+    training.guard.skip(
+        training.optimizer,
+        training.model,
+        Where(batch_idx=0, rank=1),
+        scale_is_to_blame=training.guard.scaler is not None,
+    )
     assert caplog.text == ""
     assert training.guard.record.incidents[0].rank == 1
 
