@@ -1,13 +1,14 @@
 """What a run shows, read from real loggers and a real progress bar."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from mp_plugin import AdaptivePrecision, LossScaling
@@ -78,6 +79,14 @@ def test_the_table_comes_at_the_end_of_a_fit(capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     for expected in ("Precision summary", "16-mixed", "512 (min 512, max 1,024)", "net.0.weight"):
         assert expected in output
+
+
+def test_the_table_goes_through_the_console_of_a_live_progress_bar() -> None:
+    """Two consoles would overwrite each other's lines on a terminal."""
+    bar = RichProgressBar(console_kwargs={"record": True, "file": io.StringIO()})
+    trainer = quiet_trainer(plugins=[AdaptivePrecision("bf16")], callbacks=[bar], enable_progress_bar=True)
+    trainer.fit(Regression(), regression_data())
+    assert "Precision summary" in bar._console.export_text()
 
 
 def test_the_table_comes_after_an_exception_too(capsys: pytest.CaptureFixture[str]) -> None:

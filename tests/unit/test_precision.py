@@ -352,3 +352,8 @@ def test_nan_in_one_gradient_is_told_apart_from_inf() -> None:
     plugin = AdaptivePrecision("bf16")
     fit(plugin, Regression(fault=spoil))
     assert [incident.kind for incident in plugin.incidents] == ["nan"]
+
+
+def test_it_shows_what_was_chosen() -> None:
+    assert repr(AdaptivePrecision("bf16")) == "AdaptivePrecision('bf16-mixed')"
+    assert repr(AdaptivePrecision("fp16")).startswith("AdaptivePrecision('16-mixed', scaling=LossScaling(policy=")

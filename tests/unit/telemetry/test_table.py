@@ -40,3 +40,11 @@ def test_a_parameter_name_is_text_and_not_markup() -> None:
 
 def test_no_scale_no_row() -> None:
     assert "loss scale" not in rendered(RunRecord(), None)
+
+
+def test_a_line_that_would_stand_for_one_parameter_names_it() -> None:
+    record = RunRecord()
+    record.add(incident(parameters=tuple(f"layer{i}" for i in range(6))))
+    text = rendered(record, 1.0)
+    assert "layer5" in text
+    assert "more parameters" not in text

@@ -53,5 +53,24 @@ def check_weights_fit(model: LightningModule, checkpoint: dict[str, Any], path: 
             raise ValueError(f"ckpt_path={path} does not fit the model: {name} is {was} there and {is_} here.")
 
 
+def check_epochs_left(max_epochs: int | None, checkpoint: dict[str, Any], path: str) -> None:
+    """Check that a run that is to be resumed has something left to do.
+
+    Args:
+        max_epochs: epochs in all; None or -1 for no end.
+        checkpoint: where the run stopped.
+        path: its file.
+
+    Raises:
+        ValueError: if the run has trained for so many epochs already.
+    """
+    # A checkpoint at the end of an epoch counts that epoch as done.
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if max_epochs is not None and 0 <= max_epochs <= done:
+        raise ValueError(
+            f"ckpt_path={path} has trained for {done} epochs, and trainer.max_epochs={max_epochs}: raise it to go on."
+        )
+
+
 def _shape(shape: torch.Size | None) -> str:
     return "absent" if shape is None else str(tuple(shape))

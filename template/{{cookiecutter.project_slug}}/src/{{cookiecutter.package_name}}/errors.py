@@ -1,11 +1,13 @@
 """What the command line tells a user whose request cannot be run."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from mp_plugin.errors import MpPluginError
 from omegaconf.errors import OmegaConfBaseException
 
 #: What bad settings raise, as opposed to bugs; only these lose their traceback.
@@ -17,6 +19,7 @@ BAD_REQUEST = (
     MisconfigurationException,
     HydraException,
     OmegaConfBaseException,
+    MpPluginError,
 )
 
 #: Whether the user asked for tracebacks; read at import, as `entry_point` sets the variable for Hydra.
@@ -54,8 +57,14 @@ def sentence(error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option} is unknown; accepted: {', '.join(error.options)}."
     text = " ".join(str(_root(error)).split())
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:  # Hydra would go on to suggest adding the misspelt setting
+        return f"{unknown[1]} is not a setting of this project; `python train.py --cfg job` lists them."
     if isinstance(error, InstantiationException) and "full_key: " in str(error):
-        return f"{str(error).rsplit('full_key: ', 1)[1].strip()}: {text}"
+        place = str(error).rsplit("full_key: ", 1)[1].strip()
+        # The precision plugin stands in trainer.plugins by reference.
+        place = re.sub(r"^trainer\.plugins\[?0\]?", "precision", place)
+        return f"{place}: {text}"
     return text
 
 

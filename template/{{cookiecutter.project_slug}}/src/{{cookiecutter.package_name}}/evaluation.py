@@ -7,8 +7,8 @@ from {{cookiecutter.package_name}}.checkpoint import read_checkpoint
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.run import (
     Run,
+    announce,
     close_loggers,
-    log_settings,
     precision_name,
     prepare,
     to_floats,
@@ -32,7 +32,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     with refusing(*BAD_REQUEST):
         run = prepare(cfg)
         model = trained_model(run, cfg.ckpt_path)
-    log_settings(cfg, run.trainer)
+    announce(cfg, run)
     run.trainer.test(model, run.datamodule, verbose=False)
     metrics, baselines = to_floats(run.trainer.callback_metrics), run.datamodule.baselines()
     write_metrics(

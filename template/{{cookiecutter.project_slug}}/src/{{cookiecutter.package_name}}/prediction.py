@@ -10,7 +10,7 @@ from torch import Tensor
 
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.evaluation import trained_model
-from {{cookiecutter.package_name}}.run import prepare
+from {{cookiecutter.package_name}}.run import announce, prepare
 from {{cookiecutter.package_name}}.terminal import show_results
 
 
@@ -29,6 +29,7 @@ def predict(cfg: DictConfig) -> Path:
     with refusing(*BAD_REQUEST):
         run = prepare(cfg)
         model = trained_model(run, cfg.ckpt_path)
+    announce(cfg, run)
     batches = cast(list[dict[str, Tensor]], run.trainer.predict(model, run.datamodule))
     file = run.directory / "predictions.csv"
     # Each batch is a dict of columns, which differ from task to task.

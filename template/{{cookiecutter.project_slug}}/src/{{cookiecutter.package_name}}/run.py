@@ -36,7 +36,7 @@ class Run:
 
 
 def prepare(cfg: DictConfig) -> Run:
-    """Seed, show the settings, and build all parts of a run.
+    """Seed, and build all parts of a run.
 
     Raises:
         ValueError: or one of its kin in `errors.BAD_REQUEST`, if a setting is not acceptable.
@@ -56,14 +56,15 @@ def prepare(cfg: DictConfig) -> Run:
     callbacks = instantiate_each(cfg.get("callbacks"))
     # An empty list would make Lightning choose a logger of its own.
     trainer = instantiate_trusted(cfg.trainer, logger=loggers or False, callbacks=callbacks)
-    show_config(cfg, f"{type(model).__name__}, {num_parameters(model):,} parameters", directory)
     return Run(directory, datamodule, model, trainer)
 
 
-def log_settings(cfg: DictConfig, trainer: Trainer) -> None:
-    """Log the whole config as hyperparameters; opens the loggers, so it comes after all checks."""
+def announce(cfg: DictConfig, run: Run) -> None:
+    """Show and save the settings, and log them as hyperparameters; opens the loggers, so it comes after all checks."""
+    if run.trainer.is_global_zero:
+        show_config(cfg, f"{type(run.model).__name__}, {num_parameters(run.model):,} parameters", run.directory)
     settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    for logger in trainer.loggers:
+    for logger in run.trainer.loggers:
         logger.log_hyperparams(settings)
 
 

@@ -3,11 +3,11 @@
 from mp_plugin.errors import MpPluginError
 from omegaconf import DictConfig
 
-from {{cookiecutter.package_name}}.checkpoint import check_weights_fit, read_checkpoint
+from {{cookiecutter.package_name}}.checkpoint import check_epochs_left, check_weights_fit, read_checkpoint
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.run import (
+    announce,
     close_loggers,
-    log_settings,
     precision_line,
     precision_name,
     precision_summary,
@@ -35,7 +35,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if cfg.ckpt_path:
             checkpoint = read_checkpoint(cfg.ckpt_path, type(run.model).__name__)
             check_weights_fit(run.model, checkpoint, cfg.ckpt_path)
-    log_settings(cfg, run.trainer)
+            check_epochs_left(run.trainer.max_epochs, checkpoint, cfg.ckpt_path)
+    announce(cfg, run)
     # What only the plugin can tell, such as a precision that the device does not have.
     with refusing(MpPluginError):
         run.trainer.fit(run.model, run.datamodule, ckpt_path=cfg.ckpt_path)
