@@ -63,6 +63,22 @@ def test_without_an_overflow_it_trains_as_stock_does_bit_by_bit(
     assert (ours.effective_step, ours.skipped_steps, ours.incidents) == (24, 0, [])
 
 
+class Recurrent(Regression):
+    """One layer used several times in a forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = torch.nn.Linear(8, 8)
+        self.net = torch.nn.Sequential(*[shared, torch.nn.Tanh()] * 6, torch.nn.Linear(8, 1))
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_shared_weights_train_as_in_stock_bit_by_bit(precision: str) -> None:
+    scaling = LossScaling(init_scale=SCALE) if precision == "16-mixed" else None
+    ours, theirs = (fit(p, Recurrent()) for p in (AdaptivePrecision(precision, scaling=scaling), stock(precision)))
+    assert_bitwise_equal(weights(ours), weights(theirs))
+
+
 def test_fp32_trains_as_stock_does_bit_by_bit() -> None:
     theirs = Regression()
     quiet_trainer(precision="32-true").fit(theirs, regression_data())
