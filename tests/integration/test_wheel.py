@@ -147,7 +147,7 @@ def test_the_apps_own_file_wins(environment, tmp_path):
     show = (python, tmp_path / "app" / "show.py")
     assert json.loads(run_checked(*show, "+precision=bf16", cwd=tmp_path).stdout)["precision"] == "the app's own"
     ours = json.loads(run_checked(*show, "+precision=fp32", cwd=tmp_path).stdout)["precision"]
-    assert ours == {"_target_": "mp_plugin.AdaptivePrecision", "precision": "32-true"}
+    assert ours == {"_target_": "mp_plugin.AdaptivePrecision", "precision": "32-true", "device": None}
 
 
 def test_the_apps_own_plugins_are_not_lost(environment, tmp_path):

@@ -3,7 +3,11 @@
 from mp_plugin.errors import MpPluginError
 from omegaconf import DictConfig
 
-from {{cookiecutter.package_name}}.checkpoint import check_epochs_left, check_weights_fit, read_checkpoint
+from {{cookiecutter.package_name}}.checkpoint import (
+    check_epochs_left,
+    check_weights_fit,
+    read_checkpoint,
+)
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.run import (
     announce,
