@@ -269,6 +269,8 @@ def test_testing_a_checkpoint_does_not_rewind_the_run(tmp_path: Any) -> None:
     assert before["steps"] == 16
     trainer.test(model, regression_data(), ckpt_path=tmp_path / "run.ckpt", verbose=False, weights_only=True)
     assert plugin.summary() == before
+    plugin.load_state_dict(AdaptivePrecision("fp16").state_dict())
+    assert plugin.summary()["steps"] == 0
 
 
 def test_a_hopeless_run_stops_and_leaves_nothing_behind() -> None:

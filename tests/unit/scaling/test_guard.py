@@ -195,6 +195,14 @@ def test_patience_ends_without_the_scale_too() -> None:
         spoil(forgiving)
 
 
+def test_backing_off_from_a_scale_that_was_too_high_costs_no_patience() -> None:
+    training = scaled(init_scale=2**15, patience=3)
+    for _ in range(5):
+        training.step(math.inf)
+    spoil(training)
+    assert training.guard.record.incidents[-1].action is Action.skip
+
+
 @pytest.mark.parametrize(
     ("make", "loss", "expected"),
     [
