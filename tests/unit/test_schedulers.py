@@ -56,8 +56,9 @@ class Scheduled(Regression):
 def rates(make: Callable[[Any], Any], plugin: Any, *, skipped: tuple[int, ...] = (), **options: Any) -> list[float]:
     """Learning rates after each batch, the given batches overflowing."""
     how = {key: options.pop(key) for key in ("frequency", "interval") if key in options}
+    data = regression_data(batches=options.pop("batches", 8))
     model = Scheduled(make, fault=infinite_at(*skipped) if skipped else no_fault, **how)
-    quiet_trainer(plugins=[plugin], **options).fit(model, regression_data())
+    quiet_trainer(plugins=[plugin], **options).fit(model, data)
     assert "lr_scheduler_step" not in vars(model)
     return model.rates
 
@@ -145,9 +146,22 @@ def test_a_turn_that_comes_after_a_good_and_a_skipped_step_is_taken() -> None:
     def halve(optimizer: Any) -> Any:
         return ExponentialLR(optimizer, 0.5)
 
-    # Turns come where both 2 and 3 divide the count of batches: after the sixth, which ends a skipped step.
-    options = {"accumulate_grad_batches": 2, "frequency": 3}
-    assert rates(halve, AdaptivePrecision("bf16"), skipped=(4,), **options)[5] == 0.05
+    # Turns come where both 2 and 3 divide the count of batches: after the 6th and the 12th, which end skipped steps.
+    options = {"accumulate_grad_batches": 2, "frequency": 3, "batches": 12}
+    seen = rates(halve, AdaptivePrecision("bf16"), skipped=(4, 10), **options)
+    assert (seen[4], seen[5], seen[10], seen[11]) == (0.1, 0.05, 0.05, 0.025)
+
+
+def test_each_of_two_schedulers_is_held_by_its_own_rule() -> None:
+    class Two(Scheduled):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            every_epoch = {"scheduler": ExponentialLR(optimizer, 1.0), "interval": "epoch"}
+            return [optimizer], [every_epoch, {"scheduler": ExponentialLR(optimizer, 0.5), "interval": "step"}]
+
+    model = Two(SCHEDULERS["warm-up"], fault=infinite_at(1, 2))
+    quiet_trainer(plugins=[AdaptivePrecision("bf16")], limit_train_batches=4).fit(model, regression_data())
+    assert model.rates == [0.05, 0.05, 0.05, 0.025]
 
 
 class Copied(Regression):
