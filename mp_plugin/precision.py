@@ -22,10 +22,11 @@ from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError, UnsupportedError
 from mp_plugin.modes import parse_mode
 from mp_plugin.optimizers import refuse_what_cannot_be_scaled
-from mp_plugin.retry import StepStart, can_run_again, known_at_first, run_again
-from mp_plugin.scaling.guard import StepGuard, Where
+from mp_plugin.retry import StepStart
+from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.schedulers import hold_on_skips
+from mp_plugin.step import take_step
 from mp_plugin.strategies import lightning_module, refuse_strategy
 from mp_plugin.telemetry.events import Incident
 
@@ -227,41 +228,11 @@ class AdaptivePrecision(Precision):
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Optimizer, model: "pl.LightningModule", closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
-        where = Where(batch_idx=model.trainer.fit_loop.batch_idx, rank=model.trainer.global_rank)
-        result = output = closure()
-        verdict = self.guard.verdict(optimizer)
-        retries = 0
-        scale_is_to_blame = verdict.overflowed and self.guard.is_scale_to_blame(optimizer, result)
-        while scale_is_to_blame and verdict.overflowed and self.guard.can_back_off and retries < self._retries(model):
-            retries += 1
-            self.guard.back_off(optimizer, model, where)
-            with run_again(self._start):
-                result = output = closure()
-            verdict = self.guard.verdict(optimizer)
-        if verdict.overflowed:
-            if self._start is not None:
-                self._start.restore_buffers()
-            self.guard.skip(optimizer, model, where, scale_is_to_blame=scale_is_to_blame)
-        else:
-            self._after_closure(model, optimizer)
-
-            def again() -> Any:
-                # LBFGS and SAM call the closure again, with the weights already moved: too late to skip the step, so
-                # gradients that overflow now count as zero.
-                result = closure()
-                if self.guard.verdict(optimizer).overflowed:
-                    self.guard.zero_(optimizer, model, where)
-                self._after_closure(model, optimizer)
-                return result
-
-            step = partial(self.guard.step, optimizer, verdict, retried=retries > 0)
-            output = step(known_at_first(result, again), **kwargs)
+        after_closure = partial(self._after_closure, model, optimizer)
+        output = take_step(self.guard, self._start, optimizer, model, closure, after_closure, **kwargs)
         if model.automatic_optimization:
             self._end_of_step()
         return output
-
-    def _retries(self, module: "pl.LightningModule") -> int:
-        return self.scaler.config.retries if self.scaler is not None and can_run_again(module) else 0
 
     def _end_of_step(self) -> None:
         if self._start is not None:
