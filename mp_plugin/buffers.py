@@ -5,6 +5,7 @@ that back, and a NaN in them stays for the rest of the run.
 """
 
 import logging
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -50,18 +51,24 @@ class LastGoodBuffers:
                 largest_copy / 2**20,
             )
             self._buffers = []
+        # torch copies a list of mixed dtypes one tensor at a time.
+        self._buffers.sort(key=lambda buffer: (str(buffer.device), str(buffer.dtype)))
         self._copies = [torch.empty_like(buffer) for buffer in self._buffers]
+        grouped = groupby(
+            zip(self._buffers, self._copies, strict=True), key=lambda pair: (pair[0].device, pair[0].dtype)
+        )
+        self._groups = [tuple(map(list, zip(*pairs, strict=True))) for _, pairs in grouped]
 
     def save(self) -> None:
         """Take the copy."""
-        if self._buffers:
-            torch._foreach_copy_(self._copies, self._buffers)
+        for buffers, copies in self._groups:
+            torch._foreach_copy_(copies, buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the copy back."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._copies)
+        for buffers, copies in self._groups:
+            torch._foreach_copy_(buffers, copies)
 
     @torch.no_grad()
     def restore_non_finite(self) -> None:

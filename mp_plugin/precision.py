@@ -19,7 +19,7 @@ from mp_plugin.casting import DTYPES, cast_floating, default_dtype
 from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
 from mp_plugin.config import LossScaling
 from mp_plugin.devices import allow_tf32, check_device
-from mp_plugin.errors import ConfigError, UnsupportedError
+from mp_plugin.errors import ConfigError
 from mp_plugin.modes import parse_mode
 from mp_plugin.optimizers import refuse_what_cannot_be_scaled
 from mp_plugin.retry import StepStart
@@ -166,7 +166,7 @@ class AdaptivePrecision(Precision):
         while self._undo:
             self._undo.pop()()
         if self.scaler is not None:
-            self.scaler.forget_open_steps()
+            self.scaler.finish()
         self._is_fitting, self._start = True, None
 
     # Forward.
@@ -184,10 +184,11 @@ class AdaptivePrecision(Precision):
             self._start.mark()
         with self.forward_context():
             yield
-        # In manual optimization the optimizers stepped in here. Only now have all of them seen the scale that made
-        # their gradients, so only now may it move.
+        # In manual optimization the optimizers stepped in here.
         if self._start is not None and not self._start.module.automatic_optimization:
-            self._end_of_step()
+            self._start.done()
+            if self.scaler is not None:
+                self.scaler.update_unless_waiting(self._start.module.trainer.optimizers)
 
     @override
     def tensor_init_context(self) -> AbstractContextManager[None]:
@@ -206,9 +207,9 @@ class AdaptivePrecision(Precision):
     @override
     def pre_backward(self, tensor: Tensor, module: "pl.LightningModule") -> Tensor:  # type: ignore[override]
         if self.scaler is not None:
-            if len(module.trainer.optimizers) == 1 and not self.scaler.has_open_steps:
-                # Several steps within one training step, in manual optimization: the scale moves between them.
-                self.scaler.update()
+            if not module.automatic_optimization:
+                # Several steps within one training step: the scale moves between them, where nobody holds gradients.
+                self.scaler.update_unless_waiting(module.trainer.optimizers)
             tensor = self.scaler.scale(tensor)
         return super().pre_backward(tensor, module)
 
@@ -216,13 +217,15 @@ class AdaptivePrecision(Precision):
     def backward(  # type: ignore[override]
         self, tensor: Tensor, model: "pl.LightningModule", optimizer: Any, *args: Any, **kwargs: Any
     ) -> None:
-        unscaled = self.scaler.open_gradients(model.trainer.optimizers) if self.scaler is not None else []
-        super().backward(tensor, model, optimizer, *args, **kwargs)
-        if self.scaler is not None and unscaled != self.scaler.open_gradients(model.trainer.optimizers):
-            raise UnsupportedError(
-                "backward() added scaled gradients to those that clip_gradients() has unscaled already; "
-                "accepted: all backward passes of a step first, then clip_gradients(), then step()."
-            )
+        if self.scaler is None:
+            super().backward(tensor, model, optimizer, *args, **kwargs)
+            return
+        optimizers = model.trainer.optimizers
+        if model.automatic_optimization:
+            # One optimizer, one step per closure; only a user who clips too early can mix its gradients.
+            optimizers = [optimizer for optimizer in optimizers if self.scaler.is_unscaled(optimizer)]
+        with self.scaler.watch(optimizers):
+            super().backward(tensor, model, optimizer, *args, **kwargs)
 
     @override
     def optimizer_step(  # type: ignore[override]
@@ -231,14 +234,11 @@ class AdaptivePrecision(Precision):
         after_closure = partial(self._after_closure, model, optimizer)
         output = take_step(self.guard, self._start, optimizer, model, closure, after_closure, **kwargs)
         if model.automatic_optimization:
-            self._end_of_step()
+            if self._start is not None:
+                self._start.done()
+            if self.scaler is not None:
+                self.scaler.update()
         return output
-
-    def _end_of_step(self) -> None:
-        if self._start is not None:
-            self._start.done()
-        if self.scaler is not None:
-            self.scaler.update()
 
     @override
     def clip_gradients(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:

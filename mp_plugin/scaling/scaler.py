@@ -1,7 +1,10 @@
 """A loss scaler in the shape of `torch.amp.GradScaler`: state and calls, no decisions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -10,10 +13,11 @@ from torch.optim import Optimizer
 
 from mp_plugin.checks import is_count, is_number
 from mp_plugin.config import LossScaling, Policy
-from mp_plugin.errors import CheckpointError, ConfigError
-from mp_plugin.numerics.grad_stats import unscale_
+from mp_plugin.errors import CheckpointError, ConfigError, UnsupportedError
+from mp_plugin.numerics.grad_stats import local_values, unscale_
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
-from mp_plugin.scaling.verdict import Verdict, agree, gradients, home_device
+from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, gradients, home_device
+from mp_plugin.scaling.waiting import WaitingGradients, snapshot
 
 
 class LossScaler:
@@ -45,8 +49,10 @@ class LossScaler:
         self.state = initial_state(self.config)
         # From unscale_ to step: the verdict on each optimizer's gradients, by the optimizer's id.
         self._unscaled: dict[int, Verdict] = {}
-        # From unscale_ to update: every verdict on gradients of this scale.
-        self._verdicts: list[Verdict] = []
+        # From step to update: what is known about the gradients of this scale.
+        self._stepped: Verdict | None = None
+        self._overflows = 0
+        self._waiting = WaitingGradients()
 
     def is_enabled(self) -> bool:
         """Whether losses are scaled: always, as for `GradScaler(enabled=True)`."""
@@ -83,7 +89,7 @@ class LossScaler:
         found_inf = unscale_(grads, self.state.scale).to(home_device(optimizer))
         verdict = agree(found_inf, has_gradients=bool(grads))
         self._unscaled[id(optimizer)] = verdict
-        self._verdicts.append(verdict)
+        self._waiting.note(optimizer)
         return verdict
 
     def is_unscaled(self, optimizer: Optimizer) -> bool:
@@ -94,15 +100,31 @@ class LossScaler:
         """Return the verdict on this optimizer's gradients, unscaling them first if nobody has."""
         return self._unscaled.get(id(optimizer)) or self.unscale_(optimizer)
 
-    @property
-    def has_open_steps(self) -> bool:
-        """Whether gradients are unscaled that nobody has stepped with yet."""
-        return bool(self._unscaled)
+    @contextmanager
+    def watch(self, optimizers: Sequence[Optimizer]) -> Iterator[None]:
+        """Find out whose gradients the backward pass in this block makes, so that the scale can wait for their steps.
 
-    def open_gradients(self, optimizers: list[Optimizer]) -> list[tuple[int, int]]:
-        """Identify the unscaled gradients that wait for their step; another answer later means that they changed."""
-        waiting = [optimizer for optimizer in optimizers if self.is_unscaled(optimizer)]
-        return [(id(grad), grad._version) for optimizer in waiting for grad in gradients(optimizer)]
+        Walks over the parameters twice; no sync.
+
+        Raises:
+            UnsupportedError: when the pass adds scaled gradients to unscaled ones.
+        """
+        unscaled = [optimizer for optimizer in optimizers if self.is_unscaled(optimizer)]
+        waiting = self._waiting.among(unscaled)
+        for optimizer in unscaled:
+            if optimizer not in waiting:
+                self._close(optimizer)  # its gradients were zeroed instead of used
+        before = [snapshot(optimizer) for optimizer in optimizers]
+        yield
+        for optimizer, known in zip(optimizers, before, strict=True):
+            if snapshot(optimizer) == known:
+                continue
+            if self.is_unscaled(optimizer):
+                raise UnsupportedError(
+                    "backward() added scaled gradients to those that clip_gradients() has unscaled already; "
+                    "accepted: all backward passes of a step first, then clip_gradients(), then step()."
+                )
+            self._waiting.note(optimizer)
 
     def step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Step the optimizer unless its gradients overflowed, unscaling them first if nobody has.
@@ -112,14 +134,15 @@ class LossScaler:
         """
         overflowed = self.verdict(optimizer).overflowed
         # An optimizer that calls its closure again within this step brings new gradients, to be unscaled anew.
-        del self._unscaled[id(optimizer)]
+        self._close(optimizer)
         if overflowed:
             return None
         return optimizer.step(closure, **kwargs) if closure is not None else optimizer.step(**kwargs)
 
     def discard(self, optimizer: Optimizer) -> None:
         """Drop this optimizer's gradients without a step and without a word to the schedule."""
-        self._verdicts.remove(self._unscaled.pop(id(optimizer)))
+        del self._unscaled[id(optimizer)]
+        self._waiting.forget(optimizer)
 
     def state_if_overflowed(self) -> ScaleState:
         """Return the state that an overflow would lead to, without going there."""
@@ -127,26 +150,60 @@ class LossScaler:
 
     def update(self) -> None:
         """Let the schedule move the scale, once all optimizers that shared it have stepped. No sync."""
-        if any(verdict.has_gradients for verdict in self._verdicts):
-            overflowed = any(verdict.overflowed for verdict in self._verdicts)
-            self.state = advance(self.state, overflowed=overflowed, config=self.config)
-        self.forget_open_steps()
+        self.state = self._next_state()
+        self._forget()
 
-    def forget_open_steps(self) -> None:
-        """Drop the verdicts on gradients that nobody stepped with, as after an exception."""
-        self._verdicts.clear()
+    def update_unless_waiting(self, optimizers: Sequence[Optimizer]) -> None:
+        """Let the schedule move the scale if none of these optimizers holds gradients made under it; all ranks at once.
+
+        One that goes on holding them, while others overflow `LossScaling.patience` times, gets them rescaled instead:
+        the others must not skip for ever.
+        """
+        if self._stepped is None:
+            return
+        waiting = self._waiting.among(optimizers)
+        if not waiting:
+            self.update()
+        elif self._overflows >= self.config.patience and not any(map(self.is_unscaled, waiting)):
+            before = self.state.scale
+            self.update()
+            for optimizer in waiting:
+                torch._foreach_mul_(list(map(local_values, gradients(optimizer))), self.state.scale / before)
+                self._waiting.note(optimizer)
+
+    def finish(self) -> None:
+        """Let the schedule learn of the last steps; gradients that nobody stepped with count no more."""
         self._unscaled.clear()
+        self.update()
+
+    def _forget(self) -> None:
+        self._unscaled.clear()
+        self._stepped, self._overflows = None, 0
+        self._waiting.clear()
+
+    def _close(self, optimizer: Optimizer) -> None:
+        verdict = self._unscaled.pop(id(optimizer))
+        self._stepped = verdict if self._stepped is None else self._stepped | verdict
+        self._overflows += verdict.overflowed
+        self._waiting.forget(optimizer)
+
+    def _next_state(self) -> ScaleState:
+        known = reduce(or_, self._unscaled.values(), self._stepped or NOTHING)
+        return (
+            advance(self.state, overflowed=known.overflowed, config=self.config) if known.has_gradients else self.state
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers that `torch.amp.GradScaler` loads too."""
+        """Return plain numbers that `torch.amp.GradScaler` loads too: the state that `update` would lead to."""
+        state = self._next_state()
         return {
-            "scale": self.state.scale,
+            "scale": state.scale,
             "growth_factor": self.config.growth_factor,
             "backoff_factor": self.config.backoff_factor,
             "growth_interval": self.config.growth_interval,
-            "_growth_tracker": self.state.growth_tracker,
-            "hysteresis_tracker": self.state.hysteresis_tracker,
-            "overflows_at_floor": self.state.overflows_at_floor,
+            "_growth_tracker": state.growth_tracker,
+            "hysteresis_tracker": state.hysteresis_tracker,
+            "overflows_at_floor": state.overflows_at_floor,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

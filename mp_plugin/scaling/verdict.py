@@ -17,6 +17,15 @@ class Verdict:
     has_gradients: bool
     """Some rank has a gradient at all."""
 
+    def __or__(self, other: "Verdict") -> "Verdict":
+        """What is known about the gradients of both."""
+        return Verdict(
+            overflowed=self.overflowed or other.overflowed, has_gradients=self.has_gradients or other.has_gradients
+        )
+
+
+NOTHING = Verdict(overflowed=False, has_gradients=False)
+
 
 def gradients(optimizer: Optimizer) -> list[Tensor]:
     """Return the gradients an optimizer would use, in the order of its parameters; sparse ones coalesced first.
@@ -36,7 +45,7 @@ def gradients(optimizer: Optimizer) -> list[Tensor]:
 
 
 def agree(found_inf: Tensor, *, has_gradients: bool) -> Verdict:
-    """Combine what every rank found into one verdict: one all-reduce of two numbers, one host sync.
+    """Combine what every rank found into one verdict: one all-reduce of two numbers, one host sync (none on the CPU).
 
     Every rank calls this at the same step or none does. Without other ranks it only reads the number.
 
@@ -45,11 +54,17 @@ def agree(found_inf: Tensor, *, has_gradients: bool) -> Verdict:
         has_gradients: whether this rank has a gradient at all.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return Verdict(overflowed=bool(found_inf.item()), has_gradients=has_gradients)
+        return Verdict(overflowed=bool(_read(found_inf)[0]), has_gradients=has_gradients)
     answers = torch.cat([found_inf.reshape(1).float(), torch.full_like(found_inf, float(has_gradients)).reshape(1)])
     dist.all_reduce(answers, op=dist.ReduceOp.MAX)
-    overflowed, any_gradients = answers.tolist()
+    overflowed, any_gradients = _read(answers)
     return Verdict(overflowed=bool(overflowed), has_gradients=bool(any_gradients))
+
+
+def _read(values: Tensor) -> list[float]:
+    # What is on the host already is read where it lies; `tolist` waits for the device, once for all numbers.
+    values = values.reshape(-1)
+    return (values.numpy() if values.device.type == "cpu" else values).tolist()
 
 
 def home_device(optimizer: Optimizer) -> torch.device:

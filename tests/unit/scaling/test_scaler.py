@@ -131,14 +131,16 @@ def test_damaged_state_is_refused_and_nothing_loaded(damage: dict[str, Any]) -> 
     assert scaler.state == before
 
 
-def test_open_steps_can_be_forgotten() -> None:
-    scaler, optimizer = LossScaler(LossScaling(init_scale=8)), sgd_with_gradient(math.inf)
+def test_only_steps_count_at_the_end_of_a_fit() -> None:
+    config = LossScaling(init_scale=8)
+    scaler, optimizer = LossScaler(config), sgd_with_gradient(math.inf)
     scaler.unscale_(optimizer)
-    assert scaler.has_open_steps
-    scaler.forget_open_steps()
-    assert not scaler.has_open_steps
-    scaler.update()
+    scaler.finish()
+    assert not scaler.is_unscaled(optimizer)
     assert scaler.get_scale() == 8
+    scaler.step(optimizer)
+    scaler.finish()
+    assert scaler.get_scale() == 4
 
 
 def test_update_closes_open_steps() -> None:

@@ -1,0 +1,66 @@
+"""Gradients that were made under the present loss scale and wait for their step."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.optim import Optimizer
+
+from mp_plugin.numerics.grad_stats import grad_amax
+from mp_plugin.scaling.verdict import agree, gradients, home_device
+
+Snapshot = list[tuple[int, int]]
+"""Which gradients an optimizer has, and how often each was written to."""
+
+
+def snapshot(optimizer: Optimizer) -> Snapshot:
+    """Identify an optimizer's gradients; another answer later means that they changed. No sync."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return [(id(parameter.grad), parameter.grad._version) for parameter in parameters if parameter.grad is not None]
+
+
+class WaitingGradients:
+    """Know which optimizers hold gradients that they have not stepped with.
+
+    While one does, the loss scale must not move: what a later backward pass adds to those gradients would be of another
+    scale.
+    """
+
+    def __init__(self) -> None:
+        # What the last backward pass, or unscaling, left in each optimizer's gradients, by the optimizer's id.
+        self._left: dict[int, Snapshot] = {}
+
+    def note(self, optimizer: Optimizer) -> None:
+        """Remember that this optimizer's gradients, as they are now, wait for its step."""
+        self._left[id(optimizer)] = snapshot(optimizer)
+
+    def forget(self, optimizer: Optimizer) -> None:
+        """Note that the optimizer has stepped, or was made to skip."""
+        self._left.pop(id(optimizer), None)
+
+    def clear(self) -> None:
+        """Note that nobody waits any more."""
+        self._left.clear()
+
+    def among(self, optimizers: Sequence[Optimizer]) -> list[Optimizer]:
+        """Return those optimizers that still wait; all ranks together.
+
+        Gradients that were set to None or to zero wait for nothing. Telling zeros from an edit takes one read of them
+        and one sync.
+        """
+        waiting = []
+        for optimizer in optimizers:
+            if id(optimizer) not in self._left:
+                continue
+            here = torch.tensor([float(self._has_something(optimizer))], device=home_device(optimizer))
+            # By the same reduction as a verdict: if one rank holds something, all wait.
+            if agree(here, has_gradients=True).overflowed:
+                waiting.append(optimizer)
+            else:
+                self.forget(optimizer)
+        return waiting
+
+    def _has_something(self, optimizer: Optimizer) -> bool:
+        now = snapshot(optimizer)
+        if not now or now == self._left[id(optimizer)]:
+            return bool(now)
+        return bool(grad_amax(gradients(optimizer)).ne(0).any())
