@@ -32,23 +32,17 @@ class _HeldOnSkips:
     def __init__(self, module: "pl.LightningModule", guard: StepGuard) -> None:
         self.module, self.guard = module, guard
         self.original = module.lr_scheduler_step
-        # Steps that had happened at each scheduler's last turn, by its id.
-        self.steps_at_turn: dict[int, int] = {}
 
     def __call__(self, scheduler: Any, metric: Any) -> None:
-        configs = [config for config in self.module.trainer.lr_scheduler_configs if config.scheduler is scheduler]
-        if not (configs and configs[0].interval == "step" and self._nothing_happened(scheduler, configs[0].frequency)):
-            self.original(scheduler, metric)
-        self.steps_at_turn[id(scheduler)] = self.guard.record.effective_step
-
-    def _nothing_happened(self, scheduler: Any, frequency: int) -> bool:
         record = self.guard.record
-        at_turn = self.steps_at_turn.get(id(scheduler))
-        if at_turn is None:
-            # The first turn of this process: after a resume the turn before it is not known, but for a scheduler that
-            # moves with every step it was the step before.
-            return record.skips_in_a_row > 0 and (frequency == 1 or record.effective_step == 0)
-        return record.effective_step == at_turn
+        configs = enumerate(self.module.trainer.lr_scheduler_configs)
+        places = [(place, config.interval) for place, config in configs if config.scheduler is scheduler]
+        for place, interval in places:
+            only_skips = record.skips_in_a_row > 0 and record.effective_step == record.steps_at_turn.get(place, 0)
+            record.steps_at_turn[place] = record.effective_step
+            if only_skips and interval == "step":
+                return
+        self.original(scheduler, metric)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy or a pickle of the module, made during the fit, gets its plain method back.

@@ -37,7 +37,9 @@ def take_step(
     Raises:
         TrainingDivergedError: when it is hopeless to go on.
     """
-    where = Where(batch_idx=model.trainer.fit_loop.batch_idx, rank=model.trainer.global_rank)
+    trainer = model.trainer
+    places = {id(known): place for place, known in enumerate(trainer.optimizers)}
+    where = Where(trainer.fit_loop.batch_idx, trainer.global_rank, places.get(id(optimizer), len(places)))
     result = closure()
     verdict = guard.verdict(optimizer)
     retries = 0
@@ -64,7 +66,7 @@ def take_step(
         after_closure()
         return result
 
-    step = partial(guard.step, optimizer, verdict, retried=retries > 0)
+    step = partial(guard.step, optimizer, verdict, where=where, retried=retries > 0)
     return step(known_at_first(result, again), **kwargs)
 
 

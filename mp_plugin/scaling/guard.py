@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -28,10 +27,12 @@ UNSCALED_PATIENCE = 10
 
 
 class Where(NamedTuple):
-    """Which batch, on which process."""
+    """Which batch, which optimizer, on which process."""
 
     batch_idx: int
     rank: int
+    optimizer_idx: int = 0
+    """Its place in the trainer's list."""
 
 
 class StepGuard:
@@ -46,9 +47,6 @@ class StepGuard:
         self.scaler = scaler
         self.dtype = dtype
         self.record = RunRecord()
-        # Steps skipped in a row by each optimizer, by its id, for which no loss scale is to blame: an optimizer that
-        # goes on must not hide one that is stuck.
-        self._skips: Counter[int] = Counter()
 
     @property
     def loss_scale(self) -> float:
@@ -58,7 +56,6 @@ class StepGuard:
     def start_afresh(self) -> None:
         """Forget everything that happened."""
         self.record = RunRecord()
-        self._skips.clear()
         if self.scaler is not None:
             self.scaler.restart()
 
@@ -79,6 +76,7 @@ class StepGuard:
         verdict: Verdict,
         closure: Callable[[], Any],
         *,
+        where: Where,
         retried: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -88,7 +86,7 @@ class StepGuard:
         if _takes_closure(optimizer):
             kwargs["closure"] = closure
         output = step(**kwargs)
-        self._skips.pop(id(optimizer), None)
+        self.record.skips_by_optimizer.pop(where.optimizer_idx, None)
         if verdict.has_gradients:
             self.record.took_step(scale, retried=retried)
         return output
@@ -128,8 +126,8 @@ class StepGuard:
             TrainingDivergedError: when the weights are not finite already, or too many steps in a row were skipped.
         """
         if not scale_is_to_blame:
-            self._skips[id(optimizer)] += 1
-        incident = self.note(optimizer, model, where, action=self._action(optimizer, scale_is_to_blame))
+            self.record.skips_by_optimizer[where.optimizer_idx] += 1
+        incident = self.note(optimizer, model, where, action=self._action(where, scale_is_to_blame))
         self.record.skipped_step(self.loss_scale)
         if self.scaler is not None and scale_is_to_blame:
             self.scaler.step(optimizer)  # which skips it, and is ready for this optimizer's next gradients
@@ -191,11 +189,11 @@ class StepGuard:
     def _patience(self) -> int:
         return UNSCALED_PATIENCE if self.scaler is None else self.scaler.config.patience
 
-    def _action(self, optimizer: Optimizer, scale_is_to_blame: bool) -> Action:
+    def _action(self, where: Where, scale_is_to_blame: bool) -> Action:
         goes_on = self.scaler is not None and self.scaler.config.at_min_scale is AtMinScale.skip
         if scale_is_to_blame and self.can_back_off:
             return Action.backoff
-        in_a_row = self._skips[id(optimizer)]
+        in_a_row = self.record.skips_by_optimizer[where.optimizer_idx]
         if self.scaler is not None and scale_is_to_blame:
             in_a_row = self.scaler.state_if_overflowed().overflows_at_floor
         return Action.raise_ if in_a_row >= self._patience and not goes_on else Action.skip

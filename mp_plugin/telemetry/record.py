@@ -24,6 +24,11 @@ class RunRecord:
     """Optimizer steps taken with the gradients of a batch that was run again."""
     skips_in_a_row: int = 0
     """Skipped steps since the last one that was taken."""
+    skips_by_optimizer: Counter[int] = field(default_factory=Counter)
+    """Of those, by place in the trainer's list, the ones for which no loss scale is to blame, by each optimizer since
+    its own last step: one that goes on must not hide one that is stuck."""
+    steps_at_turn: dict[int, int] = field(default_factory=dict)
+    """`effective_step` when each LR scheduler last had its turn, by place in the trainer's list."""
     total_incidents: int = 0
     lowest_scale: float | None = None
     highest_scale: float | None = None
@@ -81,7 +86,7 @@ class RunRecord:
             **counters,
             "lowest_scale": self.lowest_scale,
             "highest_scale": self.highest_scale,
-            "by_parameter": dict(self.by_parameter),
+            **{name: dict(getattr(self, name)) for name in _TABLES},
         }
 
     @classmethod
@@ -99,14 +104,18 @@ class RunRecord:
         for name in ("lowest_scale", "highest_scale"):
             if state.get(name) is not None and not is_number(state[name], lowest=0):
                 raise CheckpointError(f"The precision state has {name}={state[name]!r}; accepted: a number, or None.")
-        by_parameter = state.get("by_parameter")
-        if not isinstance(by_parameter, dict) or not all(map(is_count, by_parameter.values())):
-            raise CheckpointError(f"The precision state has by_parameter={by_parameter!r}; accepted: a dict of counts.")
+        # Checkpoints of the first release lack two of them.
+        tables = {name: state.get(name, {}) for name in _TABLES}
+        for name, table in tables.items():
+            if not isinstance(table, dict) or not all(map(is_count, table.values())):
+                raise CheckpointError(f"The precision state has {name}={table!r}; accepted: a dict of counts.")
         return cls(
             **{name: state[name] for name in _COUNTERS},
             lowest_scale=state.get("lowest_scale"),
             highest_scale=state.get("highest_scale"),
-            by_parameter=Counter(by_parameter),
+            by_parameter=Counter(tables["by_parameter"]),
+            skips_by_optimizer=Counter(tables["skips_by_optimizer"]),
+            steps_at_turn=dict(tables["steps_at_turn"]),
         )
 
     def saw(self, scale: float) -> None:
@@ -116,3 +125,4 @@ class RunRecord:
 
 
 _COUNTERS = ("effective_step", "skipped_steps", "retried_steps", "skips_in_a_row", "total_incidents")
+_TABLES = ("by_parameter", "skips_by_optimizer", "steps_at_turn")

@@ -31,7 +31,7 @@ class Overflowing:
         if verdict.overflowed:
             self.skip()
         else:
-            self.guard.step(self.optimizer, verdict, lambda: None)
+            self.guard.step(self.optimizer, verdict, lambda: None, where=Where(batch_idx=0, rank=0))
         if self.guard.scaler is not None:
             self.guard.scaler.update()
 
@@ -158,7 +158,7 @@ def test_a_skipped_optimizer_is_ready_for_its_next_gradients_under_the_same_scal
                 scale_is_to_blame=training.guard.scaler is not None,
             )
         else:
-            training.guard.step(training.optimizer, verdict, lambda: None)
+            training.guard.step(training.optimizer, verdict, lambda: None, where=Where(batch_idx=0, rank=0))
     assert training.model[1].weight.item() == pytest.approx(before - 1.0)
 
 
@@ -234,7 +234,7 @@ def test_an_optimizer_that_goes_on_does_not_hide_one_that_is_stuck() -> None:
         training.step(math.nan)
         training.model.zero_grad()
         training.model[0].weight.grad = torch.zeros_like(training.model[0].weight)
-        training.guard.step(other, training.guard.verdict(other), lambda: None)
+        training.guard.step(other, training.guard.verdict(other), lambda: None, where=Where(0, 0, optimizer_idx=1))
 
     for _ in range(UNSCALED_PATIENCE - 1):
         step_both()
@@ -278,5 +278,5 @@ def test_only_the_first_rank_writes_to_the_log(caplog: pytest.LogCaptureFixture)
 def test_a_step_without_gradients_is_not_counted() -> None:
     training = unscaled()
     verdict = training.guard.verdict(training.optimizer)
-    training.guard.step(training.optimizer, verdict, lambda: None)
+    training.guard.step(training.optimizer, verdict, lambda: None, where=Where(batch_idx=0, rank=0))
     assert training.guard.record.steps == 0
