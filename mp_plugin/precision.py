@@ -242,11 +242,13 @@ class AdaptivePrecision(Precision):
 
     @override
     def clip_gradients(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-        # In manual optimization a user clips before the step that would unscale.
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        if self.scaler is not None:
+        if self.scaler is not None and not self.scaler.is_unscaled(optimizer):
+            # In manual optimization a user clips before the step that would unscale.
             self.scaler.verdict(optimizer)
-        super().clip_gradients(optimizer, *args, **kwargs)
+            self.guard.checked.note(optimizer)
+        with self.guard.checked.harmless_edit(optimizer):
+            super().clip_gradients(optimizer, *args, **kwargs)
 
     # Checkpoints.
 

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
+from mp_plugin.hooks import may_edit_gradients
 from mp_plugin.retry import StepStart, can_run_again, known_at_first, run_again
 from mp_plugin.scaling.guard import StepGuard, Where
 
@@ -50,20 +51,27 @@ def take_step(
         with run_again(start):
             result = closure()
         verdict = guard.verdict(optimizer)
-    if verdict.overflowed:
+
+    def spoiled_by_a_hook() -> bool:
+        if may_edit_gradients(model):
+            guard.checked.note_unless_known(optimizer)
+        after_closure()
+        is_spoiled = guard.look_again(optimizer, model, where)
+        guard.checked.forget(optimizer)
+        return is_spoiled
+
+    if verdict.overflowed or spoiled_by_a_hook():
         if start is not None:
             start.restore_buffers()
         guard.skip(optimizer, model, where, scale_is_to_blame=scale_is_to_blame)
         return result
-    after_closure()
 
     def again() -> Any:
         # LBFGS and SAM call the closure again, with the weights already moved: too late to skip the step, so gradients
         # that overflow now count as zero.
         result = closure()
-        if guard.verdict(optimizer).overflowed:
+        if guard.verdict(optimizer).overflowed or spoiled_by_a_hook():
             guard.zero_(optimizer, model, where)
-        after_closure()
         return result
 
     step = partial(guard.step, optimizer, verdict, where=where, retried=retries > 0)

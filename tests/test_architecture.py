@@ -17,7 +17,7 @@ FLOORS = (
     | {"devices", "autocast", "buffers", "casting", "optimizers", "random_state"},
     {"numerics"},
     {"scaling", "fallback", "telemetry"},
-    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies"},
+    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks"},
     {"report", "compare", "cli", "doctor"},
 )
 LIGHTNING_FLOOR = 3

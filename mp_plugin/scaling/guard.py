@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from mp_plugin.config import AtMinScale
 from mp_plugin.errors import TrainingDivergedError
 from mp_plugin.numerics.grad_stats import all_finite, grad_amax
+from mp_plugin.scaling.edits import CheckedGradients
 from mp_plugin.scaling.scaler import LossScaler
-from mp_plugin.scaling.verdict import Verdict, agree, gradients, home_device
+from mp_plugin.scaling.verdict import Verdict, agree, gradients, has_other_ranks, home_device
 from mp_plugin.telemetry.events import Action, Incident
 from mp_plugin.telemetry.record import RunRecord
 
@@ -47,6 +48,7 @@ class StepGuard:
         self.scaler = scaler
         self.dtype = dtype
         self.record = RunRecord()
+        self.checked = CheckedGradients()
 
     @property
     def loss_scale(self) -> float:
@@ -66,9 +68,24 @@ class StepGuard:
         """
         if self.scaler is not None:
             return self.scaler.verdict(optimizer)
-        grads = gradients(optimizer)
-        found_inf = (~all_finite(grads)).float().to(home_device(optimizer))
-        return agree(found_inf, has_gradients=bool(grads))
+        return agree(_found_inf(optimizer), has_gradients=bool(gradients(optimizer)))
+
+    def look_again(self, optimizer: Optimizer, model: Module, where: Where) -> bool:
+        """Whether gradients that were found to be finite are so no longer, because a hook has written to them.
+
+        One read and one sync where that happened, else neither. By each rank for itself: a hook may be on one only.
+
+        Raises:
+            TrainingDivergedError: when there are other ranks, which have agreed to step.
+        """
+        if not self.checked.are_edited(optimizer) or not _found_inf(optimizer).item():
+            return False
+        if has_other_ranks():
+            incident = self.note(optimizer, model, where, action=Action.raise_)
+            raise TrainingDivergedError(
+                f"{incident}; a hook or a clipping of your own made them so, after all ranks had agreed to step."
+            )
+        return True
 
     def step(
         self,
@@ -125,6 +142,7 @@ class StepGuard:
         Raises:
             TrainingDivergedError: when the weights are not finite already, or too many steps in a row were skipped.
         """
+        self.checked.forget(optimizer)
         if not scale_is_to_blame:
             self.record.skips_by_optimizer[where.optimizer_idx] += 1
         incident = self.note(optimizer, model, where, action=self._action(where, scale_is_to_blame))
@@ -214,6 +232,10 @@ def _non_finite_weights(optimizer: Optimizer, model: Module) -> list[str]:
     amax = grad_amax([parameter.detach() for parameter in parameters]).tolist()
     names = _names(model)
     return [names.get(id(p), "unnamed") for p, a in zip(parameters, amax, strict=True) if not math.isfinite(a)]
+
+
+def _found_inf(optimizer: Optimizer) -> Tensor:
+    return (~all_finite(gradients(optimizer))).float().to(home_device(optimizer))
 
 
 def _takes_closure(optimizer: Optimizer) -> bool:

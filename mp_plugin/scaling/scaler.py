@@ -15,9 +15,10 @@ from mp_plugin.checks import is_count, is_number
 from mp_plugin.config import LossScaling, Policy
 from mp_plugin.errors import CheckpointError, ConfigError, UnsupportedError
 from mp_plugin.numerics.grad_stats import local_values, unscale_
+from mp_plugin.scaling.edits import snapshot
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
 from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, gradients, home_device
-from mp_plugin.scaling.waiting import WaitingGradients, snapshot
+from mp_plugin.scaling.waiting import WaitingGradients
 
 
 class LossScaler:

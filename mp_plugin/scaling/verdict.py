@@ -53,12 +53,17 @@ def agree(found_inf: Tensor, *, has_gradients: bool) -> Verdict:
         found_inf: one element, above 0 if a gradient of this rank is not finite.
         has_gradients: whether this rank has a gradient at all.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not has_other_ranks():
         return Verdict(overflowed=bool(_read(found_inf)[0]), has_gradients=has_gradients)
     answers = torch.cat([found_inf.reshape(1).float(), torch.full_like(found_inf, float(has_gradients)).reshape(1)])
     dist.all_reduce(answers, op=dist.ReduceOp.MAX)
     overflowed, any_gradients = _read(answers)
     return Verdict(overflowed=bool(overflowed), has_gradients=bool(any_gradients))
+
+
+def has_other_ranks() -> bool:
+    """Whether this process trains together with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _read(values: Tensor) -> list[float]:

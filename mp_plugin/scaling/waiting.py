@@ -6,16 +6,8 @@ import torch
 from torch.optim import Optimizer
 
 from mp_plugin.numerics.grad_stats import grad_amax
+from mp_plugin.scaling.edits import Snapshot, snapshot
 from mp_plugin.scaling.verdict import agree, gradients, home_device
-
-Snapshot = list[tuple[int, int]]
-"""Which gradients an optimizer has, and how often each was written to."""
-
-
-def snapshot(optimizer: Optimizer) -> Snapshot:
-    """Identify an optimizer's gradients; another answer later means that they changed. No sync."""
-    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return [(id(parameter.grad), parameter.grad._version) for parameter in parameters if parameter.grad is not None]
 
 
 class WaitingGradients:

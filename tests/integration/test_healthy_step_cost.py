@@ -61,9 +61,13 @@ class CountOneStep(Callback):
             self.operators.__exit__(None, None, None)
 
 
-def count(plugin: Any, optimizer: Any, **options: Any) -> Operators:
+def count(plugin: Any, optimizer: Any, trainer: dict[str, Any] | None = None, **options: Any) -> Operators:
+    """Train for some batches and return what ran in one of them."""
     counter = CountOneStep()
-    quiet_trainer(plugins=[plugin], callbacks=[counter]).fit(Watched(optimizer=optimizer, **options), regression_data())
+    settings = {"callbacks": [], **(trainer or {})}
+    settings["callbacks"] = [*settings["callbacks"], counter]
+    model = Watched(optimizer=optimizer, **options)
+    quiet_trainer(plugins=[plugin], **settings).fit(model, regression_data())
     return counter.operators
 
 

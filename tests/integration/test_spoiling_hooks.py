@@ -1,0 +1,143 @@
+"""Hooks and clippings of a user's own that make finite gradients non-finite, after the plugin has looked at them."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from mp_plugin import AdaptivePrecision
+from mp_plugin.errors import TrainingDivergedError
+from tests.helpers.ranks import run_on_ranks
+from tests.helpers.training import Regression, assert_bitwise_equal, quiet_trainer, regression_data, weights
+from tests.integration.test_healthy_step_cost import count
+
+BAD_BATCH = 2
+
+
+def spoil(module: Any, batch_idx: int) -> None:
+    if batch_idx == BAD_BATCH:
+        module.net[0].weight.grad[0, 0] = math.nan
+
+
+class InHook(Regression):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        spoil(self, self.trainer.fit_loop.batch_idx)
+
+
+class InClipping(Regression):
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        spoil(self, self.trainer.fit_loop.batch_idx)
+
+
+class InCallback(pl.Callback):
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        spoil(pl_module, trainer.fit_loop.batch_idx)
+
+
+class AfterClippingByHand(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        loss = super().training_step(batch, batch_idx)
+        assert loss is not None
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        spoil(self, batch_idx)
+        optimizer.step()
+
+
+CASES: dict[str, tuple[Callable[[], Regression], list[pl.Callback]]] = {
+    "hook": (InHook, []),
+    "clipping": (InClipping, []),
+    "callback": (Regression, [InCallback()]),
+    "by hand": (AfterClippingByHand, []),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_step_with_spoiled_gradients_is_skipped(case: str, precision: str) -> None:
+    make, callbacks = CASES[case]
+    plugin = AdaptivePrecision(precision)
+    before = plugin.loss_scale
+    model = make()
+    quiet_trainer(plugins=[plugin], callbacks=list(callbacks)).fit(model, regression_data())
+    assert all(weight.isfinite().all() for weight in weights(model))
+    assert (plugin.effective_step, plugin.skipped_steps, plugin.loss_scale) == (7, 1, before)
+    (incident,) = plugin.incidents
+    assert (incident.batch_idx, incident.kind, incident.parameters) == (BAD_BATCH, "nan", ("net.0.weight",))
+
+
+def test_stock_steps_with_them() -> None:
+    model = InHook()
+    stock = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    quiet_trainer(plugins=[stock]).fit(model, regression_data())
+    assert weights(model)[0].isnan().any()
+
+
+class Halving(pl.Callback):
+    """Edits gradients in an honest way."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        for parameter in pl_module.parameters():
+            parameter.grad.mul_(0.5)
+
+
+def test_an_honest_edit_takes_effect() -> None:
+    def train(plugin: Any) -> list[torch.Tensor]:
+        model = Regression()
+        quiet_trainer(plugins=[plugin], callbacks=[Halving()]).fit(model, regression_data())
+        return weights(model)
+
+    stock = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**15))
+    assert_bitwise_equal(train(AdaptivePrecision("fp16")), train(stock))
+
+
+class Looking(pl.Callback):
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        assert pl_module.net[0].weight.grad.shape == (16, 8)
+
+
+@pytest.mark.parametrize(("callback", "reads"), [(Looking(), 0), (Halving(), 1)])
+def test_only_an_edit_costs_another_look(callback: pl.Callback, reads: int) -> None:
+    """Clipping by Lightning's own means is no edit: it makes nothing non-finite."""
+
+    def norms(*callbacks: pl.Callback) -> int:
+        trainer_options = {"callbacks": list(callbacks), "gradient_clip_val": 1.0}
+        return count(AdaptivePrecision("fp16"), torch.optim.SGD, trainer_options).all["_foreach_norm"]
+
+    assert norms(callback) - norms() == reads
+
+
+def spoil_on_rank_one(out: Path) -> None:
+    class OnRankOne(Regression):
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            if self.trainer.global_rank == 1:
+                spoil(self, self.trainer.fit_loop.batch_idx)
+
+    model = OnRankOne()
+    trainer = quiet_trainer(plugins=[AdaptivePrecision("bf16")], strategy="ddp", devices=2)
+    try:
+        trainer.fit(model, regression_data(batches=8))
+    except TrainingDivergedError as error:
+        (out / f"rank{trainer.global_rank}").write_text(str(error))
+        raise
+
+
+@pytest.mark.xdist_group("ranks")
+def test_on_one_of_several_ranks_it_stops_the_run(tmp_path: Path) -> None:
+    """The other ranks have agreed to step; skipping here alone would part the weights."""
+    with pytest.raises(Exception, match="TrainingDivergedError|terminated"):
+        run_on_ranks(spoil_on_rank_one, tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert file.name == "rank1"
+    assert "a hook or a clipping of your own made them so, after all ranks had agreed to step" in file.read_text()
