@@ -14,6 +14,7 @@ STOCK_KEY = "MixedPrecision"
 STOCK_KEYS = (STOCK_KEY, "FSDPPrecision", "native_amp_scaling_state")
 """Where stock Lightning of any version keeps a scaler's state."""
 
+_OUR_OWN = ("version", "precision", "record")
 _SCALER_STATE_OF_STOCK = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 
 
@@ -40,7 +41,7 @@ def unpack(state: dict[str, Any], scaler: LossScaler | None) -> RunRecord:
         raise CheckpointError(f"The precision state has record={state.get('record')!r}; accepted: a dict of counters.")
     record = RunRecord.from_state_dict(state["record"])
     if scaler is not None and state.get("precision") == "16-mixed":
-        scaler.load_state_dict(state)
+        scaler.load_state_dict({key: value for key, value in state.items() if key not in _OUR_OWN})
     return record
 
 
@@ -62,5 +63,9 @@ def adopt_stock(checkpoint: dict[str, Any], scaler: LossScaler | None) -> None:
     for key in STOCK_KEYS:
         # A stock bf16-mixed run leaves an empty state.
         if checkpoint.get(key):
-            scaler.load_state_dict(checkpoint[key])
+            state = checkpoint[key]
+            if isinstance(state, dict):
+                # A scaler derived from torch's may have left more.
+                state = {name: state[name] for name in _SCALER_STATE_OF_STOCK if name in state}
+            scaler.load_state_dict(state)
             return

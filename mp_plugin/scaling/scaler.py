@@ -213,10 +213,13 @@ class LossScaler:
         Factors, interval and bounds stay as configured now; a static scale stays too.
 
         Raises:
-            CheckpointError: for a missing or impossible value; nothing is loaded then.
+            CheckpointError: for a missing, unknown or impossible value; nothing is loaded then.
         """
         if not isinstance(state_dict, dict):
             raise CheckpointError(f"The loss scaler state is {state_dict!r}; accepted: a dict.")
+        known = set(self.state_dict())
+        if unknown := [key for key in state_dict if key not in known]:
+            raise CheckpointError(f"The loss scaler state has unknown {unknown!r}; accepted: {sorted(known)}.")
         scale: Any = state_dict.get("scale")
         if not is_number(scale, lowest=math.nextafter(0, 1)):
             raise CheckpointError(f"The loss scaler state has scale={scale!r}; accepted: a finite number above 0.")

@@ -46,6 +46,7 @@ def test_a_run_may_change_its_precision(saved: str, loaded: str) -> None:
         ({"record": {**record_of(1).state_dict(), "by_parameter": {"a": "b"}}}, r"accepted: a dict of counts"),
         ({"record": {**record_of(1).state_dict(), "lowest_scale": "x"}}, r"lowest_scale='x'; accepted: a number"),
         ({"scale": -1.0}, r"scale=-1.0; accepted: a finite number above 0"),
+        ({"scael": 8.0}, r"unknown \['scael'\]; accepted: \['_growth_tracker', "),
     ],
 )
 def test_damage_is_refused_and_nothing_loaded(damage: dict[str, Any], message: str) -> None:
@@ -96,3 +97,15 @@ def test_a_checkpoint_of_another_kind_changes_nothing() -> None:
     adopt_stock({"MixedPrecision": {}, "state_dict": {}}, into)
     adopt_stock({"MixedPrecision": {"scale": 4.0}}, None)
     assert into.get_scale() == 2
+
+
+def test_what_a_scaler_derived_from_stock_left_besides_is_not_ours_to_judge() -> None:
+    into = scaler_at(2)
+    adopt_stock({"MixedPrecision": {**torch.amp.GradScaler("cpu").state_dict(), "scale": 8.0, "tolerance": 0.1}}, into)
+    assert into.get_scale() == 8
+
+
+def test_a_stock_state_that_is_damaged_is_refused() -> None:
+    for state in ("junk", {"growth_factor": 2.0}):
+        with pytest.raises(CheckpointError, match="The loss scaler state"):
+            adopt_stock({"MixedPrecision": state}, scaler_at(2))
