@@ -69,6 +69,7 @@ class PrecisionMonitor(Callback):
         return {
             "precision/loss_scale": self.plugin.loss_scale,
             "precision/skipped_steps": float(record.skipped_steps),
+            "precision/retried_steps": float(record.retried_steps),
             "precision/effective_step": float(record.effective_step),
             "precision/incidents": float(record.total_incidents),
             "precision/fp32_layers": float(len(self.plugin.fp32_layers)),

@@ -57,6 +57,7 @@ def test_a_retried_batch_leaves_the_run_as_if_the_scale_had_been_right_at_once()
     assert (plugin.effective_step, plugin.skipped_steps) == (16, 0)
     assert plugin.retried_steps >= 1
     assert {incident.action for incident in plugin.incidents} == {Action.retry}
+    assert trainer.callback_metrics["precision/retried_steps"] == plugin.retried_steps
     assert plugin.summary()["loss_scale"]["max"] == TOO_HIGH
     oracle, truth, truth_trainer = fit(plugin.loss_scale)
     assert oracle.incidents == []
