@@ -47,8 +47,6 @@ class WaitingGradients:
             # By the same reduction as a verdict: if one rank holds something, all wait.
             if agree(here, has_gradients=True).overflowed:
                 waiting.append(optimizer)
-            else:
-                self.forget(optimizer)
         return waiting
 
     def _has_something(self, optimizer: Optimizer) -> bool:
