@@ -18,7 +18,8 @@ def grad_amax(grads: Sequence[Tensor]) -> Tensor:
     gradients; putting the result in order copies indices to the device once per group.
 
     Args:
-        grads: floating-point gradients; dense, sparse or distributed (the local part counts).
+        grads: floating-point gradients; dense, sparse, complex (the larger of real and imaginary part counts) or
+            distributed (the local part counts).
 
     Returns:
         Tensor of shape `[len(grads)]`, on the device of the first gradient; fp64 if any gradient is, else fp32.
@@ -84,13 +85,18 @@ def unscale_(grads: Sequence[Tensor], scale: float) -> Tensor:
 def local_values(grad: Tensor) -> Tensor:
     """Return the numbers of a gradient as a dense tensor that shares its memory.
 
-    A sparse gradient gives its values (the caller coalesces it first), a distributed one its local part.
+    A sparse gradient gives its values (the caller coalesces it first), a distributed one its local part, a complex one
+    its real and imaginary parts.
     """
     # By its method, as a torch that was built without torch.distributed has no DTensor to ask for.
     to_local = getattr(grad, "to_local", None)
     if to_local is not None:
         grad = to_local()
-    return grad._values() if grad.is_sparse else grad
+    values = grad._values() if grad.is_sparse else grad
+    if values.is_complex():
+        # torch unscales real numbers only. A lazy conjugate differs by signs, which nobody here looks at.
+        values = torch.view_as_real(values.conj() if values.is_conj() else values)
+    return values
 
 
 def _device_of(values: Sequence[Tensor]) -> torch.device:

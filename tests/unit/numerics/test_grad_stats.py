@@ -98,6 +98,21 @@ def test_sparse_values_are_read_and_written_in_place() -> None:
     assert grad.to_dense().tolist() == [2.0, 0.0, INF, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("is_conjugate", [False, True])
+def test_complex_gradients_are_unscaled_in_place(dtype: torch.dtype, is_conjugate: bool) -> None:
+    """torch's own operator refuses them; a conjugate is what the backward pass of one leaves behind."""
+    parts = torch.tensor([3 - 4j, 8 + 1j], dtype=dtype)
+    grad = parts.conj() if is_conjugate else parts
+    expected = grad.clone().resolve_conj() / 4
+    assert grad_amax([grad]).tolist() == [8.0]
+    assert unscale_([grad], 4.0).item() == 0.0
+    torch.testing.assert_close(grad.resolve_conj(), expected, rtol=0, atol=0)
+    parts[1] = complex(1.0, NAN)
+    assert not all_finite([grad])
+    assert unscale_([grad], 4.0).item() == 1.0
+
+
 def test_one_launch_for_many_parameters() -> None:
     """No operation per parameter, and none that waits for the device."""
     grads = [torch.randn(4) for _ in range(200)]
