@@ -42,7 +42,7 @@ class TwoOptimizers(pl.LightningModule):
 
 
 def test_two_optimizers_step_under_one_scale() -> None:
-    """peers' fault L2: stock moves the scale between the two steps, and the second is half or twice as long."""
+    """peers' fault L2, trap 12: stock moves the scale between the two steps, and the second is half or twice as long."""
     theirs = fit(stock(4.0, growth_interval=1), TwoOptimizers(), limit_train_batches=1)
     assert (theirs.a.item(), theirs.b.item()) == (-1.0, -0.5)
     plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=4, growth_interval=1))
@@ -60,7 +60,7 @@ class ManualClipping(TwoOptimizers):
 
 
 def test_manual_clipping_clips_true_gradients() -> None:
-    """peers' fault L3: stock clips the scaled gradient to 1, and the update is 1 over the scale."""
+    """peers' fault L3, trap 14: stock clips the scaled gradient to 1, and the update is 1 over the scale."""
     theirs = fit(stock(1024.0), ManualClipping(), limit_train_batches=1)
     assert theirs.a.item() == pytest.approx(-1 / 1024, rel=1e-3)
     ours = fit(AdaptivePrecision("fp16", scaling=LossScaling(init_scale=1024)), ManualClipping(), limit_train_batches=1)
@@ -164,7 +164,7 @@ class TwoForwards(TwoOptimizers):
 @pytest.mark.parametrize("edits_in_place", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_forward_pass_sees_the_weights_of_now(precision: str, edits_in_place: bool) -> None:
-    """peers' fault L6."""
+    """peers' fault L6, trap 13: casts from before the step are stale."""
     model = TwoForwards()
     model.edits_in_place = edits_in_place
     fit(AdaptivePrecision(precision), model, limit_train_batches=1)
@@ -198,6 +198,7 @@ def test_a_closure_may_be_called_twice() -> None:
 
 
 def test_a_closure_may_be_called_twice_under_a_loss_scale() -> None:
+    """Trap 11: each call brings gradients that must be unscaled anew."""
     plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=2**10))
     scaled = fit(plugin, Regression(optimizer=SharpnessAware), gradient_clip_val=0.5)
     truth = fit(AdaptivePrecision("fp32"), Regression(optimizer=SharpnessAware), gradient_clip_val=0.5)

@@ -64,6 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize(("variant", "fused"), VARIANTS)
 def test_inf_on_one_rank_is_answered_by_both(trained: Path, variant: str, fused: bool) -> None:
+    """Trap 18: agreed before anybody steps, on the fused path too."""
     ranks: list[dict[str, Any]] = [
         torch.load(trained / f"{variant}-{fused}-rank{rank}.pt", weights_only=True) for rank in range(2)
     ]

@@ -40,6 +40,7 @@ def train(plugin: Any, path: Path | None = None, *, epochs: int, resume: Path | 
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Trap 37: hysteresis and counters included."""
     whole, first, second = fp16(), fp16(), fp16()
     uninterrupted = train(whole, epochs=4)
     train(first, tmp_path / "half.ckpt", epochs=2)
@@ -53,6 +54,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_holds_plain_types_only(tmp_path: Path) -> None:
+    """Trap 38."""
     train(fp16(), tmp_path / "run.ckpt", epochs=1)
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
     assert checkpoint["AdaptivePrecision"]["precision"] == "16-mixed"

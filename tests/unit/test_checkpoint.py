@@ -85,6 +85,7 @@ def test_without_a_scaler_there_is_nothing_to_leave() -> None:
 
 @pytest.mark.parametrize("key", STOCK_KEYS)
 def test_we_load_what_stock_left(key: str) -> None:
+    """Trap 37: under every key that stock has used."""
     stock = torch.amp.GradScaler("cpu", init_scale=256.0)
     stock.scale(torch.zeros(1))
     into = scaler_at(2)

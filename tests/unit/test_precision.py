@@ -97,6 +97,7 @@ def test_the_forward_pass_computes_in_the_chosen_format(name: str) -> None:
 
 
 def test_stock_silently_turns_fp16_on_a_cpu_into_bf16_and_we_do_not() -> None:
+    """Trap 39: a test that thinks it tests fp16 may test bf16."""
     theirs = Regression()
     with pytest.warns(UserWarning, match="AMP with fp16 is not supported on CPU"):
         trainer = quiet_trainer(precision="16-mixed")
@@ -165,7 +166,7 @@ class SeenGradients(Callback):
 
 
 def test_hooks_see_true_gradients_with_fused_optimizers_too() -> None:
-    """peers' fault L4: stock hands scaled gradients to the hooks of a fused optimizer."""
+    """peers' fault L4, trap 10: stock hands scaled gradients to the hooks of a fused optimizer."""
 
     def seen(plugin: Any, *, fused: bool) -> float:
         callback = SeenGradients()
@@ -181,7 +182,7 @@ def test_hooks_see_true_gradients_with_fused_optimizers_too() -> None:
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_clipping_works_with_fused_optimizers(algorithm: str) -> None:
-    """peers' fault L4: stock refuses."""
+    """peers' fault L4, trap 10: stock refuses."""
     clip = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm}
     with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
         fit(stock("16-mixed"), Regression(optimizer=torch.optim.SGD, fused=True), **clip)
@@ -198,6 +199,7 @@ def test_accumulated_gradients_step_once_per_window() -> None:
 
 
 def test_a_window_with_one_bad_batch_is_skipped_whole() -> None:
+    """Trap 16: one bad batch poisons the sum of the window."""
     plugin = AdaptivePrecision("fp16")
     fit(plugin, Regression(fault=infinite_at(1)), accumulate_grad_batches=4)
     assert (plugin.effective_step, plugin.skipped_steps) == (1, 1)
@@ -205,7 +207,7 @@ def test_a_window_with_one_bad_batch_is_skipped_whole() -> None:
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`:UserWarning")  # what this test is about
 def test_a_batch_without_a_loss_does_not_lose_the_rest_of_its_window() -> None:
-    """peers' fault L5: stock 16-mixed drops the step."""
+    """peers' fault L5, trap 15: stock 16-mixed drops the step."""
 
     def nothing_in_batch_1(loss: torch.Tensor, batch_idx: int) -> torch.Tensor | None:
         return None if batch_idx == 1 else loss
@@ -286,6 +288,7 @@ def test_a_hopeless_run_stops_and_leaves_nothing_behind() -> None:
 
 
 def test_one_instance_serves_fit_test_predict_and_another_fit() -> None:
+    """Trap 40: what the plugin puts in place it takes away."""
     plugin = AdaptivePrecision("tf32")
     trainer = quiet_trainer(plugins=[plugin])
     callbacks = list(trainer.callbacks)
@@ -308,6 +311,8 @@ def test_one_instance_serves_fit_test_predict_and_another_fit() -> None:
 
 
 def test_an_exception_in_the_middle_leaves_nothing_behind() -> None:
+    """Trap 40: after an exception too."""
+
     def explode(loss: torch.Tensor, batch_idx: int) -> torch.Tensor:
         raise KeyError("planted")
 

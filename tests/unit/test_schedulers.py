@@ -1,4 +1,4 @@
-"""peers' fault L1: stock advances the learning rate on steps that never happened."""
+"""peers' fault L1, trap 17: stock advances the learning rate on steps that never happened."""
 
 import copy
 import pickle

@@ -35,7 +35,7 @@ def test_trains_as_grad_scaler_does_bit_by_bit(fused: bool) -> None:
 
 
 def test_166_overflows_and_a_healthy_step_leave_finite_weights() -> None:
-    """peers' fault 1: with torch's GradScaler the first healthy step makes every weight NaN."""
+    """peers' fault 1.2.1: with torch's GradScaler the first healthy step makes every weight NaN."""
     overflows = tuple(range(166))
     theirs = train(torch.amp.GradScaler("cpu"), fused=False, steps=167, overflow_at=overflows)
     assert all(weight.isnan().all() for weight in theirs)
@@ -45,12 +45,14 @@ def test_166_overflows_and_a_healthy_step_leave_finite_weights() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_loss_is_scaled_in_fp32(dtype: torch.dtype) -> None:
+    """Trap 4: in fp16 a loss of 3 at this scale is infinite."""
     scaled = LossScaler().scale(torch.tensor([3.0], dtype=dtype))
     assert scaled.dtype is torch.float32
     assert scaled.item() == 3.0 * 2**15
 
 
 def test_unscaling_twice_is_refused() -> None:
+    """Trap 9: unscale once per optimizer and step."""
     scaler, optimizer = LossScaler(), sgd_with_gradient(1.0)
     scaler.unscale_(optimizer)
     with pytest.raises(RuntimeError, match="already called on this optimizer since its last step"):
@@ -71,6 +73,7 @@ def test_fp16_gradients_are_refused() -> None:
 
 
 def test_the_scale_waits_for_update() -> None:
+    """Trap 12: several optimizers, one update after all of them."""
     scaler, bad, good = LossScaler(LossScaling(init_scale=8)), sgd_with_gradient(math.inf), sgd_with_gradient(8.0)
     scaler.step(bad)
     scaler.step(good)
@@ -87,6 +90,7 @@ def test_a_step_without_gradients_does_not_count() -> None:
 
 
 def test_state_goes_both_ways_between_us_and_torch() -> None:
+    """Trap 37: a user can go back to stock."""
     ours = LossScaler(LossScaling(init_scale=1000.0, growth_interval=100))
     train(ours, fused=False)
     theirs = torch.amp.GradScaler("cpu")
@@ -100,6 +104,7 @@ def test_state_goes_both_ways_between_us_and_torch() -> None:
 
 
 def test_state_is_plain_numbers() -> None:
+    """Trap 38: `torch.load(weights_only=True)` reads them."""
     assert {type(value) for value in LossScaler().state_dict().values()} == {int, float}
 
 

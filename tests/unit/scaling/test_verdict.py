@@ -33,7 +33,7 @@ def test_one_process_agrees_with_itself(found: float) -> None:
 
 
 def test_ranks_agree(tmp_path: Path) -> None:
-    """An Inf on rank 1 alone, and gradients on rank 0 alone, are known to both."""
+    """Trap 18: an Inf on rank 1 alone, and gradients on rank 0 alone, are known to both."""
     mp.spawn(_agree_on_rank, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     verdicts = [(tmp_path / f"rank{rank}").read_text() for rank in range(2)]
     assert verdicts == [str(Verdict(overflowed=True, has_gradients=True))] * 2
