@@ -42,7 +42,7 @@ class TwoOptimizers(pl.LightningModule):
 
 
 def test_two_optimizers_step_under_one_scale() -> None:
-    """peers' fault L2, trap 12: stock moves the scale between the two steps, and the second is half or twice as long."""
+    """peers' fault L2, trap 12: stock moves the scale between the two steps; the second is half or twice as long."""
     theirs = fit(stock(4.0, growth_interval=1), TwoOptimizers(), limit_train_batches=1)
     assert (theirs.a.item(), theirs.b.item()) == (-1.0, -0.5)
     plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=4, growth_interval=1))

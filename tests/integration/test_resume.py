@@ -54,7 +54,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_holds_plain_types_only(tmp_path: Path) -> None:
-    """Trap 38."""
+    """Trap 38: a safe loader takes it."""
     train(fp16(), tmp_path / "run.ckpt", epochs=1)
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
     assert checkpoint["AdaptivePrecision"]["precision"] == "16-mixed"
