@@ -1,6 +1,7 @@
 """What counts as a number, wherever one comes from: a setting, a command line or a checkpoint."""
 
 import math
+import sys
 
 
 def is_number(value: object, *, lowest: float, highest: float = math.inf) -> bool:
@@ -12,7 +13,8 @@ def is_number(value: object, *, lowest: float, highest: float = math.inf) -> boo
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return math.isfinite(value) and lowest <= value <= highest
+    # Not `math.isfinite`, which raises an error of its own for an integer beyond the range of floats.
+    return abs(value) <= sys.float_info.max and lowest <= value <= highest
 
 
 def is_count(value: object, *, lowest: int = 0) -> bool:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Integral, Real
 from typing import Any
 
 from mp_plugin.checks import is_count, is_number
@@ -84,8 +85,8 @@ class LossScaling:
         accepted = "between 0 and 1, exclusive"
         set_(self, "backoff_factor", _number("backoff_factor", self.backoff_factor, above_zero, below_one, accepted))
         for name in ("growth_interval", "hysteresis", "patience"):
-            _check_count(name, getattr(self, name), lowest=1)
-        _check_count("retries", self.retries, lowest=0)
+            set_(self, name, _count(name, getattr(self, name), lowest=1))
+        set_(self, "retries", _count("retries", self.retries, lowest=0))
 
 
 def _choice(name: str, value: object, choices: type[Enum]) -> Enum:
@@ -97,11 +98,19 @@ def _choice(name: str, value: object, choices: type[Enum]) -> Enum:
 
 
 def _number(name: str, value: Any, lowest: float, highest: float, accepted: str) -> float:
-    if not is_number(value, lowest=lowest, highest=highest):
+    if not is_number(_plain(value), lowest=lowest, highest=highest):
         raise ConfigError(f"LossScaling.{name}={value!r} is not accepted; accepted: a number, {accepted}.")
     return float(value)
 
 
-def _check_count(name: str, value: object, *, lowest: int) -> None:
-    if not is_count(value, lowest=lowest):
+def _count(name: str, value: Any, *, lowest: int) -> int:
+    if not is_count(_plain(value), lowest=lowest):
         raise ConfigError(f"LossScaling.{name}={value!r} is not accepted; accepted: a whole number, at least {lowest}.")
+    return int(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar as a number of Python's own, and everything else as it is."""
+    if isinstance(value, (bool, int, float)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
