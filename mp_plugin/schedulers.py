@@ -15,8 +15,8 @@ def hold_on_skips(module: "pl.LightningModule", guard: StepGuard) -> Callable[[]
 
     Lightning advances schedulers after every batch, whether the optimizer stepped or not, so that a warm-up can be over
     before the first weight has changed. The scheduler objects are not touched: the module's `lr_scheduler_step` hook,
-    a user's own included, is simply not reached. Epoch-interval schedulers go on. In manual optimization a user steps
-    the schedulers, and sees `skipped_steps`.
+    a user's own included, is simply not reached. Epoch-interval schedulers go on, once there was a step. In manual
+    optimization a user steps the schedulers, and sees `skipped_steps`.
 
     Args:
         module: whose schedulers Lightning steps.
@@ -40,7 +40,8 @@ class _HeldOnSkips:
         for place, interval in places:
             only_skips = record.skips_in_a_row > 0 and record.effective_step == record.steps_at_turn.get(place, 0)
             record.steps_at_turn[place] = record.effective_step
-            if only_skips and interval == "step":
+            # Before the first step an epoch has nothing to follow either, and torch would warn of the wrong order.
+            if only_skips and (interval == "step" or record.effective_step == 0):
                 return
         self.original(scheduler, metric)
 
