@@ -39,7 +39,7 @@ MOVES_MOMENTUM = ("one-cycle", "cyclic")
 
 
 class Scheduled(Regression):
-    """Records learning rate and momentum at the start of each batch; what a plateau scheduler watches never improves."""
+    """Records learning rate and momentum of each batch; what a plateau scheduler watches never improves."""
 
     def __init__(self, scheduler: Any, *, interval: str = "step", fused: bool = False, **options: Any) -> None:
         super().__init__(optimizer=torch.optim.SGD, momentum=0.5, fused=fused, **options)
