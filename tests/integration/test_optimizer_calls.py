@@ -5,7 +5,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.optim import LBFGS, SGD, Adam, AdamW
 
@@ -204,20 +209,52 @@ def test_a_gradient_that_two_optimizers_share_is_unscaled_once() -> None:
     assert ours.weight.tolist() == [-2.0] * 2
 
 
-AVERAGES: dict[str, Any] = {
+class InTurn(Shared):
+    """Two optimizers of the same weight, each with a gradient of its own."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.weight.sum())
+            optimizer.step()
+
+
+def test_two_optimizers_of_the_same_weights_in_turn() -> None:
+    plugin = fp16(growth_interval=1)
+    model = fit(plugin, InTurn(), limit_train_batches=3)
+    assert model.weight.tolist() == [-6.0] * 2
+    assert plugin.loss_scale > SCALE
+
+
+class Unfreeze(BaseFinetuning):
+    """Train the last layer first; the rest joins the optimizer as a parameter group of its own in the second epoch."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.net[0])
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, lr=0.01)
+
+
+class Joining(Regression):
+    def configure_optimizers(self) -> Any:
+        return AdamW([parameter for parameter in self.parameters() if parameter.requires_grad], lr=0.01, eps=0.01)
+
+
+CALLBACKS: dict[str, Any] = {
+    "parameters that join": Unfreeze,
     "swa": lambda: StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1),
     "ema": EMAWeightAveraging,
     "accumulation": lambda: GradientAccumulationScheduler({0: 1, 1: 2}),
 }
 
 
-@pytest.mark.parametrize("name", AVERAGES)
-def test_callbacks_that_average_weights_or_change_the_window(name: str) -> None:
-    ours, theirs = (
-        fit(plugin, Regression(), callbacks=[AVERAGES[name]()], max_epochs=3) for plugin in (fp16(), stock())
-    )
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_callbacks_that_average_weights_or_change_what_a_step_is(name: str) -> None:
+    ours, theirs = (fit(plugin, Joining(), callbacks=[CALLBACKS[name]()], max_epochs=3) for plugin in (fp16(), stock()))
     assert_bitwise_equal(weights(ours), weights(theirs))
     for plugin in (fp16(retries=0), bf16()):
-        model = fit(plugin, Regression(fault=infinite_at(3)), callbacks=[AVERAGES[name]()], max_epochs=3)
+        model = fit(plugin, Joining(fault=infinite_at(3)), callbacks=[CALLBACKS[name]()], max_epochs=3)
         assert plugin.skipped_steps == 3
         assert all(weight.isfinite().all() for weight in weights(model))
