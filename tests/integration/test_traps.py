@@ -83,6 +83,9 @@ def test_trap_6_a_skip_is_known_though_the_scale_did_not_move(options: dict[str,
     model = Regression(optimizer=torch.optim.AdamW, fused=fused, fault=overflowing_at(7))
     fit(plugin, model)
     assert (plugin.effective_step, plugin.skipped_steps, plugin.loss_scale) == (7, 1, scale)
+    # Nor is the batch run again at the scale that it overflowed at.
+    assert [incident.action for incident in plugin.incidents] == [Action.skip]
+    assert len(model.losses) == 8
     assert {state["step"].item() for state in model.trainer.optimizers[0].state.values()} == {7}
     before = fit(fp16(**options), Regression(optimizer=torch.optim.AdamW, fused=fused), limit_train_batches=7)
     assert_bitwise_equal(weights(model), weights(before))
