@@ -8,6 +8,7 @@ from torch.optim import LBFGS, Optimizer
 
 from mp_plugin.errors import ConfigError, UnsupportedError
 from mp_plugin.formats import FORMATS
+from mp_plugin.parameter_names import plain_name
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def refuse_what_cannot_be_scaled(model: Module, optimizers: list[Optimizer]) -> 
             "LBFGS evaluates the loss several times within a step and cannot work with a loss scale; "
             "accepted: precision 'bf16-mixed' or '32-true', or another optimizer."
         )
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {plain_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     halves = [name for name, parameter in trained.items() if parameter.dtype is torch.float16]
     if halves:
         raise ConfigError(

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import Module
@@ -20,6 +19,7 @@ from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
 from mp_plugin.config import LossScaling
 from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError
+from mp_plugin.fsdp import FSDPCapable
 from mp_plugin.modes import parse_mode
 from mp_plugin.optimizers import refuse_what_cannot_be_scaled
 from mp_plugin.retry import StepStart
@@ -31,7 +31,7 @@ from mp_plugin.strategies import lightning_module, refuse_strategy
 from mp_plugin.telemetry.events import Incident
 
 
-class AdaptivePrecision(Precision):
+class AdaptivePrecision(FSDPCapable):
     """Train in a chosen precision and never step with a gradient that is not finite.
 
     Every optimizer step reads the gradients once. If one of them holds a NaN or an Inf on any rank, the parameters
@@ -89,7 +89,7 @@ class AdaptivePrecision(Precision):
     # What happened so far.
 
     @property
-    def scaler(self) -> LossScaler | None:
+    def scaler(self) -> LossScaler | None:  # type: ignore[override]
         """The loss scaler of a 16-mixed run; None in every other precision."""
         return self.guard.scaler
 
@@ -137,7 +137,7 @@ class AdaptivePrecision(Precision):
             check_device(self.mode, self._device_type)
         if self.mode.weights != "fp32":
             return module.to(dtype=DTYPES[self.mode.weights])
-        return module
+        return super().convert_module(module)
 
     @override
     def connect(
@@ -151,7 +151,7 @@ class AdaptivePrecision(Precision):
             self._undo.append(allow_tf32())
         if self._is_fitting:
             if self.scaler is not None:
-                refuse_what_cannot_be_scaled(model, optimizers)
+                refuse_what_cannot_be_scaled(module, optimizers)
             if trainer.global_step == 0:
                 self.guard.start_afresh()
             self._start = StepStart(module)
@@ -159,7 +159,7 @@ class AdaptivePrecision(Precision):
             trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
             self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
             self._undo.append(hold_on_skips(module, self.guard))
-        return model, optimizers, lr_schedulers
+        return super().connect(model, optimizers, lr_schedulers)
 
     @override
     def teardown(self) -> None:
@@ -168,6 +168,7 @@ class AdaptivePrecision(Precision):
         if self.scaler is not None:
             self.scaler.finish()
         self._is_fitting, self._start = True, None
+        super().teardown()
 
     # Forward.
 

@@ -72,7 +72,7 @@ def unscale_(grads: Sequence[Tensor], scale: float) -> Tensor:
     values = [local_values(grad) for grad in grads]
     found_inf = torch.zeros(1, device=_device_of(values))
     inverse = 1.0 / scale
-    for indices in _grouped(values):
+    for indices in grouped(values):
         group = [values[i] for i in indices]
         here = torch.zeros(1, device=group[0].device)
         torch._amp_foreach_non_finite_check_and_unscale_(group, here, torch.full_like(here, inverse))
@@ -99,17 +99,34 @@ def local_values(grad: Tensor) -> Tensor:
     return values
 
 
+def settled(grad: Tensor) -> Tensor:
+    """Return a gradient with no sum outstanding; itself, if there is none.
+
+    Rows of a sparse gradient that appear twice, and parts of a distributed one that still wait to be added up, are
+    finite one by one and may overflow in their sum.
+    """
+    if grad.is_sparse:
+        return grad if grad.is_coalesced() else grad.coalesce()
+    placements = getattr(grad, "placements", ())
+    if not any(placement.is_partial() for placement in placements):
+        return grad
+    from torch.distributed.tensor import Replicate
+
+    whole = [Replicate() if placement.is_partial() else placement for placement in placements]
+    return grad.redistribute(placements=whole)  # type: ignore[attr-defined, no-any-return]
+
+
 def _device_of(values: Sequence[Tensor]) -> torch.device:
     return values[0].device if values else torch.device("cpu")
 
 
 def _amax_by_group(values: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-    for indices in _grouped(values):
+    for indices in grouped(values):
         yield indices, torch.stack(torch._foreach_norm([values[i] for i in indices], float("inf")))
 
 
-def _grouped(values: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of the non-empty tensors by device and dtype: what one foreach launch can take."""
+def grouped(values: Sequence[Tensor]) -> list[list[int]]:
+    """Return the indices of the non-empty tensors by device and dtype: what one foreach launch can take."""
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     for index, tensor in enumerate(values):
         # The infinity norm of nothing is an error in torch.

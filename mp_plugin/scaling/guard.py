@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from mp_plugin.config import AtMinScale
 from mp_plugin.errors import TrainingDivergedError
 from mp_plugin.numerics.grad_stats import all_finite, grad_amax
+from mp_plugin.parameter_names import plain_name
 from mp_plugin.scaling.edits import CheckedGradients
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import Verdict, agree, gradients, has_other_ranks, home_device
@@ -249,4 +250,4 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _names(model: Module) -> dict[int, str]:
-    return {id(parameter): name for name, parameter in model.named_parameters()}
+    return {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}

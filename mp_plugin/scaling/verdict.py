@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mp_plugin.numerics.grad_stats import settled
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -28,7 +30,7 @@ NOTHING = Verdict(overflowed=False, has_gradients=False)
 
 
 def gradients(optimizer: Optimizer) -> list[Tensor]:
-    """Return the gradients an optimizer would use, in the order of its parameters; sparse ones coalesced first.
+    """Return the gradients an optimizer would use, in the order of its parameters, with all sums done.
 
     A parameter without a gradient, frozen or unused this step, contributes nothing.
     """
@@ -37,10 +39,10 @@ def gradients(optimizer: Optimizer) -> list[Tensor]:
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
-            if parameter.grad.is_sparse and not parameter.grad.is_coalesced():
-                # Rows that appear twice are finite one by one and may overflow in their sum.
-                parameter.grad = parameter.grad.coalesce()
-            found.append(parameter.grad)
+            whole = settled(parameter.grad)
+            if whole is not parameter.grad:
+                parameter.grad = whole
+            found.append(whole)
     return found
 
 
@@ -56,6 +58,7 @@ def agree(found_inf: Tensor, *, has_gradients: bool) -> Verdict:
     if not has_other_ranks():
         return Verdict(overflowed=bool(_read(found_inf)[0]), has_gradients=has_gradients)
     answers = torch.cat([found_inf.reshape(1).float(), torch.full_like(found_inf, float(has_gradients)).reshape(1)])
+    answers = answers.to(meeting_place(answers.device, dist.get_backend_config()))
     dist.all_reduce(answers, op=dist.ReduceOp.MAX)
     overflowed, any_gradients = _read(answers)
     return Verdict(overflowed=bool(overflowed), has_gradients=bool(any_gradients))
@@ -78,3 +81,20 @@ def home_device(optimizer: Optimizer) -> torch.device:
         for parameter in group["params"]:
             return parameter.device  # type: ignore[no-any-return]  # param_groups is untyped in torch
     return torch.device("cpu")
+
+
+def meeting_place(device: torch.device, backends: str) -> torch.device:
+    """Return the device itself if the ranks can exchange tensors there, else the device type where they can.
+
+    With offloaded parameters gradients lie on the CPU, of which NCCL knows nothing.
+
+    Args:
+        device: where a tensor is.
+        backends: what `torch.distributed.get_backend_config` says, such as `cpu:gloo,cuda:nccl`.
+
+    Example:
+        >>> meeting_place(torch.device("cpu"), "cuda:nccl")
+        device(type='cuda')
+    """
+    device_types = [pair.partition(":")[0] for pair in backends.split(",")]
+    return device if device.type in device_types else torch.device(device_types[0])
