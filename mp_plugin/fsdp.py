@@ -91,11 +91,12 @@ class FSDPCapable(FSDPPrecision):
             return Precision.clip_grad_by_norm(self, optimizer, clip_val)
         below_roots = {id(parameter) for root in roots for parameter in root.parameters()}
         elsewhere = [p.grad for p in self.main_params(optimizer) if p.grad is not None and id(p) not in below_roots]
-        square = squared_norm(elsewhere)
         with _only_gradients_of(optimizer, roots):
-            for root in roots:
-                square = square + _norm(root).double().square().to(square.device)
-        scale_to_norm_(grads, square.sqrt(), clip_val)
+            squares = [_norm(root).double().square() for root in roots]
+        if elsewhere:
+            squares.append(squared_norm(elsewhere))
+        norm = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
+        scale_to_norm_(grads, norm, clip_val)
         return None
 
     @override

@@ -88,15 +88,19 @@ def local_values(grad: Tensor) -> Tensor:
     A sparse gradient gives its values (the caller coalesces it first), a distributed one its local part, a complex one
     its real and imaginary parts.
     """
-    # By its method, as a torch that was built without torch.distributed has no DTensor to ask for.
-    to_local = getattr(grad, "to_local", None)
-    if to_local is not None:
-        grad = to_local()
+    grad = local_part(grad)
     values = grad._values() if grad.is_sparse else grad
     if values.is_complex():
         # torch unscales real numbers only. A lazy conjugate differs by signs, which nobody here looks at.
         values = torch.view_as_real(values.conj() if values.is_conj() else values)
     return values
+
+
+def local_part(grad: Tensor) -> Tensor:
+    """Return what this process holds of a gradient: itself, unless it is a DTensor."""
+    # By its method, as a torch that was built without torch.distributed has no DTensor to ask for.
+    to_local = getattr(grad, "to_local", None)
+    return grad if to_local is None else to_local()
 
 
 def settled(grad: Tensor) -> Tensor:

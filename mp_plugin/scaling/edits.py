@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch.optim import Optimizer
 
+from mp_plugin.numerics.grad_stats import local_part
+
 Snapshot = list[tuple[int, int]]
 """Which gradients an optimizer has, and how often each was written to."""
 
@@ -12,7 +14,9 @@ Snapshot = list[tuple[int, int]]
 def snapshot(optimizer: Optimizer) -> Snapshot:
     """Identify an optimizer's gradients; another answer later means that they changed. No sync."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return [(id(parameter.grad), parameter.grad._version) for parameter in parameters if parameter.grad is not None]
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # FSDP2 adds to the local part of a gradient, of which the gradient's own version knows nothing.
+    return [(id(grad), local_part(grad)._version) for grad in grads]
 
 
 class CheckedGradients:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mp_plugin.scaling.verdict import Verdict, agree, gradients
+from mp_plugin.scaling.verdict import Verdict, agree, gradients, meeting_place
 
 
 def test_gradients_in_order_without_the_missing_ones() -> None:
@@ -30,6 +30,19 @@ def test_rows_of_a_sparse_gradient_are_summed_before_they_are_judged() -> None:
 def test_one_process_agrees_with_itself(found: float) -> None:
     verdict = agree(torch.tensor([found]), has_gradients=True)
     assert verdict == Verdict(overflowed=bool(found), has_gradients=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "backends", "place"),
+    [
+        ("cpu", "cpu:gloo,cuda:gloo", "cpu"),
+        ("cuda", "cpu:gloo,cuda:nccl", "cuda"),
+        ("cpu", "cuda:nccl", "cuda"),  # offloaded parameters
+        ("cpu", "xpu:xccl", "xpu"),
+    ],
+)
+def test_ranks_meet_where_they_can_talk(device: str, backends: str, place: str) -> None:
+    assert meeting_place(torch.device(device), backends) == torch.device(place)
 
 
 def test_ranks_agree(tmp_path: Path) -> None:
