@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from mp_plugin.numerics.grad_stats import grad_amax
 from mp_plugin.scaling.edits import Snapshot, snapshot
-from mp_plugin.scaling.verdict import agree, gradients, home_device
+from mp_plugin.scaling.verdict import agree, gradients, has_other_ranks, home_device
 
 
 class WaitingGradients:
@@ -41,11 +41,13 @@ class WaitingGradients:
         """
         waiting = []
         for optimizer in optimizers:
-            if id(optimizer) not in self._left:
-                continue
-            here = torch.tensor([float(self._has_something(optimizer))], device=home_device(optimizer))
-            # By the same reduction as a verdict: if one rank holds something, all wait.
-            if agree(here, has_gradients=True).overflowed:
+            waits = id(optimizer) in self._left and self._has_something(optimizer)
+            if has_other_ranks():
+                # By the same reduction as a verdict: if one rank holds something, all wait. A rank that holds nothing
+                # takes part, as FSDP may have given it no part of what this optimizer trains.
+                here = torch.tensor([float(waits)], device=home_device(optimizer))
+                waits = agree(here, has_gradients=True).overflowed
+            if waits:
                 waiting.append(optimizer)
         return waiting
 

@@ -84,25 +84,24 @@ class LostOnRankOne(Normalized):
 
 
 class TwoOptimizers(Regression):
-    """Manual optimization with an optimizer for each layer, each with a norm of its own to clip to."""
+    """Manual optimization: the last bias, of which FSDP1 gives rank 0 nothing, is trained less often."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> Any:
-        return [
-            self.make_optimizer(layer.parameters(), **self.optimizer_options) for layer in (self.net[0], self.net[2])
-        ]
+        *others, bias = self.parameters()
+        return [self.make_optimizer(parameters, **self.optimizer_options) for parameters in (others, [bias])]
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        optimizers: Any = self.optimizers()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
         self.manual_backward(super().training_step(batch, batch_idx))  # type: ignore[arg-type]
-        for optimizer, norm in zip(optimizers, (0.02, 0.1), strict=True):
-            self.clip_gradients(optimizer, gradient_clip_val=norm, gradient_clip_algorithm="norm")
-            optimizer.step()
+        optimizers: Any = self.optimizers()
+        for optimizer, every, norm in zip(optimizers, (1, 2), (0.02, 0.1), strict=True):
+            if (batch_idx + 1) % every == 0:
+                self.clip_gradients(optimizer, gradient_clip_val=norm, gradient_clip_algorithm="norm")
+                optimizer.step()
+                optimizer.zero_grad()
 
 
 def held_parts(model: Module) -> list[tuple[Tensor, Tensor]]:

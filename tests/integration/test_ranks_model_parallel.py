@@ -155,7 +155,7 @@ def test_sharded_training_equals_ddp(trained: Path, run: str, sharding: str) -> 
 def test_two_optimizers_are_clipped_apart(trained: Path, sharding: str) -> None:
     for rank in on_both(trained, "two"):
         torch.testing.assert_close(rank[sharding]["weights"], rank["ddp"]["weights"], rtol=1e-5, atol=1e-6)
-        assert counters(rank[sharding]) == counters(rank["ddp"]) == [8, 0, 0]
+        assert counters(rank[sharding]) == counters(rank["ddp"]) == [6, 0, 0]
 
 
 @pytest.mark.parametrize("run", ["fp32-1", "fp32-2"], ids=["by norm", "by value"])
