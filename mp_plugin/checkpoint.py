@@ -8,10 +8,10 @@ from mp_plugin.telemetry.record import RunRecord
 
 STATE_VERSION = 1
 
-STOCK_KEY = "MixedPrecision"
-"""Where Lightning's MixedPrecision looks for its scaler: written too, so that a user can go back."""
+OFFERED_KEYS = ("MixedPrecision", "FSDPPrecision")
+"""Where Lightning's own plugins look for their scaler: written too, so that a user can go back."""
 
-STOCK_KEYS = (STOCK_KEY, "FSDPPrecision", "native_amp_scaling_state")
+STOCK_KEYS = (*OFFERED_KEYS, "native_amp_scaling_state")
 """Where stock Lightning of any version keeps a scaler's state."""
 
 _OUR_OWN = ("version", "precision", "record")
@@ -46,10 +46,11 @@ def unpack(state: dict[str, Any], scaler: LossScaler | None) -> RunRecord:
 
 
 def offer_to_stock(checkpoint: dict[str, Any], scaler: LossScaler | None) -> None:
-    """Leave the scaler's state where a stock MixedPrecision would look for it."""
+    """Leave the scaler's state where stock plugins would look for it."""
     if scaler is not None:
         state = scaler.state_dict()
-        checkpoint[STOCK_KEY] = {key: state[key] for key in _SCALER_STATE_OF_STOCK}
+        for key in OFFERED_KEYS:
+            checkpoint[key] = {name: state[name] for name in _SCALER_STATE_OF_STOCK}
 
 
 def adopt_stock(checkpoint: dict[str, Any], scaler: LossScaler | None) -> None:

@@ -18,7 +18,7 @@ def refuse_strategy(strategy: Strategy) -> None:
     """Refuse a strategy that scales losses itself, and does not refuse us.
 
     Raises:
-        UnsupportedError: for DeepSpeed; FSDP and XLA ask for a plugin of their own.
+        UnsupportedError: for DeepSpeed; XLA asks for a plugin of its own.
     """
     if isinstance(strategy, DeepSpeedStrategy):
         raise UnsupportedError(

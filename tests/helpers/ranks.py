@@ -2,10 +2,14 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch.multiprocessing as mp
+
+LONGEST_RUN_SECONDS = 180
+"""Ranks that part wait for each other; torch would let them for half an hour."""
 
 
 def run_on_ranks(function: Callable[..., None], *arguments: Any, world_size: int = 2) -> None:
@@ -13,7 +17,14 @@ def run_on_ranks(function: Callable[..., None], *arguments: Any, world_size: int
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_start, args=(world_size, port, function, arguments), nprocs=world_size)
+    arguments = (world_size, port, function, arguments)
+    ranks = mp.spawn(_start, args=arguments, nprocs=world_size, join=False)
+    deadline = time.monotonic() + LONGEST_RUN_SECONDS
+    while not ranks.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in ranks.processes:
+                process.kill()
+            raise TimeoutError(f"The ranks were not done after {LONGEST_RUN_SECONDS} s: they wait for each other.")
 
 
 def _start(rank: int, world_size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -79,6 +79,11 @@ def train_all(out: Path) -> None:
         }
         torch.save(results, out / f"parity-{name}-rank{rank}.pt")
 
+    window = {"accumulate_grad_batches": 2}
+    results = {"ddp": train(SpoiledOnRankOne(), "ddp", plugin_for("fp16"), **window)}
+    results |= {name: train(*sharded(name, SpoiledOnRankOne), plugin_for("fp16"), **window) for name in WRAPPING}
+    torch.save(results, out / f"window-rank{rank}.pt")
+
     results = {"ddp": train(TwoOptimizers(), "ddp", plugin_for("fp16"))}
     results["by hand"] = train(TwoOptimizersByHand(), FSDPOnCPU(), plugin_for("fp16"))
     torch.save(results, out / f"two-rank{rank}.pt")
@@ -147,6 +152,14 @@ def test_sharded_training_equals_ddp(trained: Path, run: str, kind: str) -> None
     """Up to the order in which two ranks add; fp16 too, as autocast would cast the weights anyway."""
     for rank in on_both(trained, f"parity-{run}"):
         torch.testing.assert_close(rank[kind]["weights"], rank["ddp"]["weights"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrapping", WRAPPING)
+def test_a_window_of_batches_is_skipped_as_a_whole(trained: Path, wrapping: str) -> None:
+    """FSDP computes a BatchNorm that it keeps apart in fp32, where DDP takes and gives fp16."""
+    for rank in on_both(trained, "window"):
+        torch.testing.assert_close(rank[wrapping]["weights"], rank["ddp"]["weights"], rtol=1e-3, atol=1e-4)
+        assert counters(rank[wrapping]) == counters(rank["ddp"]) == [1, 1, 0]
 
 
 def test_two_optimizers_are_clipped_apart(trained: Path) -> None:

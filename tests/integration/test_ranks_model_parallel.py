@@ -95,6 +95,11 @@ def train_all(out: Path) -> None:
             results[sharding] = train(*sharded(sharding, Regression), plugin_for(precision), **clipping)
         torch.save(results, out / f"parity-{precision}-{len(clipping)}-rank{rank}.pt")
 
+    window = {"accumulate_grad_batches": 2}
+    results = {"ddp": train(SpoiledOnRankOne(), "ddp", plugin_for("fp16"), **window)}
+    results |= {name: train(*sharded(name, SpoiledOnRankOne), plugin_for("fp16"), **window) for name in SHARDING}
+    torch.save(results, out / f"window-rank{rank}.pt")
+
     results = {"ddp": train(TwoOptimizers(), "ddp", plugin_for("fp16"))}
     results |= {sharding: train(*sharded(sharding, TwoOptimizers), plugin_for("fp16")) for sharding in SHARDING}
     torch.save(results, out / f"two-rank{rank}.pt")
@@ -149,6 +154,13 @@ def test_sharded_training_equals_ddp(trained: Path, run: str, sharding: str) -> 
     rtol, atol = (1e-2, 1e-3) if (run, sharding) == ("fp16-0", "tensor parallel") else (1e-5, 1e-6)
     for rank in on_both(trained, f"parity-{run}"):
         torch.testing.assert_close(rank[sharding]["weights"], rank["ddp"]["weights"], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("sharding", SHARDING)
+def test_a_window_of_batches_is_skipped_as_a_whole(trained: Path, sharding: str) -> None:
+    for rank in on_both(trained, "window"):
+        torch.testing.assert_close(rank[sharding]["weights"], rank["ddp"]["weights"], rtol=1e-5, atol=1e-6)
+        assert counters(rank[sharding]) == counters(rank["ddp"]) == [1, 1, 0]
 
 
 @pytest.mark.parametrize("sharding", SHARDING)

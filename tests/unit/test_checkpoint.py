@@ -2,8 +2,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
-from mp_plugin.checkpoint import STOCK_KEY, STOCK_KEYS, adopt_stock, offer_to_stock, pack, unpack
+from mp_plugin.checkpoint import OFFERED_KEYS, STOCK_KEYS, adopt_stock, offer_to_stock, pack, unpack
 from mp_plugin.config import LossScaling
 from mp_plugin.errors import CheckpointError
 from mp_plugin.scaling.scaler import LossScaler
@@ -68,11 +69,15 @@ def test_a_scale_is_taken_from_a_16_mixed_run_only() -> None:
     assert into.get_scale() == 2
 
 
-def test_a_stock_scaler_loads_what_we_leave_for_it() -> None:
+@pytest.mark.parametrize(
+    ("key", "stock"),
+    [("MixedPrecision", torch.amp.GradScaler("cpu")), ("FSDPPrecision", ShardedGradScaler(device="cpu"))],
+)
+def test_a_stock_scaler_loads_what_we_leave_for_it(key: str, stock: torch.amp.GradScaler) -> None:
     checkpoint: dict[str, Any] = {}
     offer_to_stock(checkpoint, scaler_at(64))
-    stock = torch.amp.GradScaler("cpu")
-    stock.load_state_dict(checkpoint[STOCK_KEY])
+    assert set(checkpoint) == set(OFFERED_KEYS)
+    stock.load_state_dict(checkpoint[key])
     stock.scale(torch.zeros(1))
     assert stock.get_scale() == 64
 
