@@ -190,6 +190,6 @@ def test_weights_lost_on_one_rank_stop_both(trained: Path) -> None:
 
 
 def test_ranks_part_in_torch_with_a_fused_optimizer_and_stay_together_here(trained: Path) -> None:
-    """torch's ShardedGradScaler agrees in `unscale_`, which a fused optimizer does without."""
+    """Trap 18: torch's ShardedGradScaler agrees in `unscale_`, which a fused optimizer does without."""
     assert on_both(trained, "ShardedGradScaler") == [(True, 4.0), (False, 2.0)]
     assert on_both(trained, "LossScaler") == [(False, 2.0), (False, 2.0)]

@@ -32,7 +32,10 @@ def wholes() -> list[Tensor]:
 
 
 def spread() -> list[Tensor]:
-    """The same numbers: sharded evenly, unevenly, on one rank only, replicated, plain, over other meshes, in fp16."""
+    """The same numbers: sharded evenly, unevenly, on one rank only, replicated, plain, over other meshes, in fp16.
+
+    Trap 19: torch's own handling of a list looks at the mesh of its first gradient only.
+    """
     line, other = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (2,), mesh_dim_names=("other",))
     plane = init_device_mesh("cpu", (2, 1))
     even, uneven, single, copied, plain, hybrid, half = wholes()

@@ -37,6 +37,7 @@ def test_nothing_of_lightnings_own_fsdp_plugin_is_left_but_its_name() -> None:
     ],
 )
 def test_sums_and_statistics_stay_in_fp32_while_weights_are(precision: str, formats: tuple[torch.dtype, ...]) -> None:
+    """Trap 21: with the fp16 that stock chooses for 16-mixed, a sum over ranks overflows by itself."""
     config = AdaptivePrecision(precision).mixed_precision_config
     assert (config.param_dtype, config.reduce_dtype, config.buffer_dtype) == formats
 
@@ -83,7 +84,7 @@ def ours() -> Any:
 
 
 def test_stock_refuses_any_scaler_for_fsdp_and_ours_is_configured() -> None:
-    """It asks for its precision before it has one."""
+    """Fault L8: it asks for its precision before it has one."""
     with pytest.raises(ValueError, match="`precision='16-mixed'` does not use a scaler"):
         stock_fsdp()
     assert quiet_trainer(plugins=[ours()], strategy=_FSDP(), devices=2).precision_plugin.loss_scale == 2**10
