@@ -60,18 +60,20 @@ class Normalized(Regression):
         return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5), "interval": "step"}]
 
 
-class SpoiledOnRankOne(Normalized):
+def spoil_on_rank_one(module: Any) -> None:
     """Above a loss scale of 512 batch 1 overflows on rank 1 only, after the ranks have exchanged their gradients."""
+    is_here = module.trainer.global_rank == 1 and module.trainer.fit_loop.batch_idx == 1
+    if is_here and module.trainer.precision_plugin.loss_scale != FEASIBLE:
+        held_parts(module)[0][1].fill_(float("inf"))
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.fill_(float("nan"))
 
-    def on_after_backward(self) -> None:
-        plugin: Any = self.trainer.precision_plugin
-        is_here = self.trainer.global_rank == 1 and self.trainer.fit_loop.batch_idx == 1
-        if is_here and plugin.loss_scale != FEASIBLE:
-            gradients = [
-                local_values(p.grad) for p in plugin.main_params(self.trainer.optimizers[0]) if p.grad is not None
-            ]
-            next(gradient for gradient in gradients if gradient.numel()).fill_(float("inf"))
-            self.net[2].running_mean.fill_(float("nan"))  # type: ignore[union-attr, operator]
+
+class SpoiledOnRankOne(Normalized):
+    """With an overflow on one rank, which has left its mark in the running statistics there."""
+
+    on_after_backward = spoil_on_rank_one
 
 
 class LostOnRankOne(Normalized):

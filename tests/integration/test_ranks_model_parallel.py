@@ -24,10 +24,12 @@ from tests.helpers.sharding import (
     counters,
     on_both,
     plugin_for,
+    spoil_on_rank_one,
     train,
     train_with_each_answer,
+    without_batch,
 )
-from tests.helpers.training import Regression
+from tests.helpers.training import Regression, regression_data
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -64,6 +66,10 @@ def sharded(sharding: str, model: type[Regression], **options: Any) -> tuple[Reg
     return Sharded(**options), ModelParallelStrategy(*sizes)
 
 
+class SpoiledWithoutNorm(Regression):
+    on_after_backward = spoil_on_rank_one
+
+
 class ClippedTooEarly(Regression):
     """In manual optimization, a backward pass after the gradients were clipped, and so unscaled."""
 
@@ -83,6 +89,13 @@ def train_all(out: Path) -> None:
     """Train every variant on this rank, and write down what came of it."""
     rank = int(os.environ["RANK"])
     train_with_each_answer({sharding: partial(sharded, sharding) for sharding in SHARDING}, out, rank)
+
+    cut = without_batch(1, regression_data(batches=4))
+    for answer in ("fp16", "bf16"):
+        result = train(*sharded("tensor parallel", SpoiledWithoutNorm), plugin_for(answer))
+        healthy = plugin_for(answer, init_scale=FEASIBLE)
+        expected = train(*sharded("tensor parallel", Regression), healthy, data=cut)["weights"]
+        torch.save({**result, "expected": expected}, out / f"tensor parallel-{answer}-rank{rank}.pt")
 
     for precision, clipping in [
         ("fp32", {}),
@@ -145,6 +158,13 @@ def test_inf_on_one_rank_is_answered_by_both(trained: Path, sharding: str, answe
         assert counters(rank) == ([4, 0, 1] if answer == "fp16-retried" else [3, 1, 0])
     named = [set(rank["summary"]["incidents"]["by_parameter"]) for rank in ranks]
     assert named == [set(), {"net.0.weight"}]
+
+
+@pytest.mark.parametrize("answer", ["fp16", "bf16"])
+def test_ranks_that_share_a_layer_answer_together(trained: Path, answer: str) -> None:
+    for rank in on_both(trained, f"tensor parallel-{answer}"):
+        torch.testing.assert_close(rank["weights"], rank["expected"], rtol=0, atol=0)
+        assert counters(rank) == [3, 1, 0]
 
 
 @pytest.mark.parametrize("sharding", [*SHARDING, "tensor parallel"])

@@ -3,7 +3,8 @@ import logging
 import pytest
 import torch
 
-from mp_plugin.optimizers import raise_vanishing_eps_
+from mp_plugin.errors import ConfigError
+from mp_plugin.optimizers import raise_vanishing_eps_, refuse_what_cannot_be_scaled
 
 
 def adam(eps: float) -> torch.optim.Optimizer:
@@ -44,3 +45,10 @@ def test_an_optimizer_without_eps_is_left_alone() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     raise_vanishing_eps_(optimizer)
     assert "eps" not in optimizer.param_groups[0]
+
+
+def test_fp16_weights_are_refused_by_the_name_that_the_user_gave_them() -> None:
+    """torch.compile, for one, puts a part into the name."""
+    compiled = torch.nn.ModuleDict({"_orig_mod": torch.nn.Linear(1, 1).half()})
+    with pytest.raises(ConfigError, match="2 trained parameters are fp16 already, 'net.weight' among them"):
+        refuse_what_cannot_be_scaled(torch.nn.ModuleDict({"net": compiled}), [])
