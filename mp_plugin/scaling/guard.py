@@ -1,7 +1,6 @@
 """Nothing steps with a gradient that is not finite: check, skip, count, and give up when it is hopeless."""
 
 import logging
-import math
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
@@ -14,8 +13,8 @@ from torch.optim import Optimizer
 
 from mp_plugin.config import AtMinScale
 from mp_plugin.errors import TrainingDivergedError
-from mp_plugin.numerics.grad_stats import all_finite, grad_amax
-from mp_plugin.parameter_names import plain_name
+from mp_plugin.numerics.grad_stats import all_finite
+from mp_plugin.scaling.blame import blame_gradients, blame_weights
 from mp_plugin.scaling.edits import CheckedGradients
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import Verdict, agree, gradients, has_other_ranks, home_device
@@ -82,7 +81,7 @@ class StepGuard:
         if not self.checked.are_edited(optimizer) or not _found_inf(optimizer).item():
             return False
         if has_other_ranks():
-            incident = self.note(optimizer, model, where, action=Action.raise_)
+            incident = self.note(optimizer, model, where, action=Action.raise_, together=False)
             raise TrainingDivergedError(
                 f"{incident}; a hook or a clipping of your own made them so, after all ranks had agreed to step."
             )
@@ -166,15 +165,20 @@ class StepGuard:
         self.note(optimizer, model, where, action=Action.zeroed)
         torch._foreach_zero_(gradients(optimizer))
 
-    def note(self, optimizer: Optimizer, model: Module, where: Where, *, action: Action) -> Incident:
-        """Record gradients that are not finite; the first incidents, then ever fewer, also go to the log."""
-        kind, parameters = _non_finite(optimizer, model)
+    def note(
+        self, optimizer: Optimizer, model: Module, where: Where, *, action: Action, together: bool = True
+    ) -> Incident:
+        """Record gradients that are not finite; the first incidents, then ever fewer, also go to the log.
+
+        All ranks together, unless this one speaks for itself.
+        """
+        blame = blame_gradients(optimizer, model, rank=where.rank, together=together)
         incident = Incident(
             step=self.record.steps,
             batch_idx=where.batch_idx,
-            kind=kind,
-            parameters=parameters,
-            rank=where.rank,
+            kind=blame.kind,
+            parameters=blame.parameters,
+            rank=blame.rank,
             loss_scale=self.loss_scale,
             dtype=self.dtype,
             action=action,
@@ -187,13 +191,11 @@ class StepGuard:
         return incident
 
     def _stop_if_weights_are_lost(self, incident: Incident, optimizer: Optimizer, model: Module) -> None:
-        lost = _non_finite_weights(optimizer, model)
-        found = torch.tensor([float(bool(lost))], device=home_device(optimizer))
-        if agree(found, has_gradients=True).overflowed:
-            which = f"{len(lost)} weights, {lost[0]!r} among them," if lost else "weights on another rank"
+        lost = blame_weights(optimizer, model).parameters
+        if lost:
             raise TrainingDivergedError(
-                f"{incident}; {which} were not finite before this step, so that no later step can be good; "
-                "go back to an earlier checkpoint."
+                f"{incident}; {len(lost)} weights, {lost[0]!r} among them, were not finite before this step, so that "
+                "no later step can be good; go back to an earlier checkpoint."
             )
 
     def _consequence(self, action: Action) -> str:
@@ -218,23 +220,6 @@ class StepGuard:
         return Action.raise_ if in_a_row >= self._patience and not goes_on else Action.skip
 
 
-def _non_finite(optimizer: Optimizer, model: Module) -> tuple[str, tuple[str, ...]]:
-    """Kind, and names of the parameters whose gradient is not finite: one read of the gradients, one host sync."""
-    parameters = [parameter for parameter in _parameters(optimizer) if parameter.grad is not None]
-    amax = grad_amax(gradients(optimizer)).tolist()
-    names = _names(model)
-    bad = [(names.get(id(p), "unnamed"), a) for p, a in zip(parameters, amax, strict=True) if not math.isfinite(a)]
-    kind = ("nan" if any(math.isnan(a) for _, a in bad) else "inf") if bad else "non-finite"
-    return kind, tuple(name for name, _ in bad)
-
-
-def _non_finite_weights(optimizer: Optimizer, model: Module) -> list[str]:
-    parameters = _parameters(optimizer)
-    amax = grad_amax([parameter.detach() for parameter in parameters]).tolist()
-    names = _names(model)
-    return [names.get(id(p), "unnamed") for p, a in zip(parameters, amax, strict=True) if not math.isfinite(a)]
-
-
 def _found_inf(optimizer: Optimizer) -> Tensor:
     return (~all_finite(gradients(optimizer))).float().to(home_device(optimizer))
 
@@ -243,11 +228,3 @@ def _takes_closure(optimizer: Optimizer) -> bool:
     """Whether `step` can be given a closure; a few optimizers outside torch cannot."""
     parameters = signature(optimizer.step).parameters.values()
     return any(parameter.name == "closure" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _names(model: Module) -> dict[int, str]:
-    return {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}

@@ -1,6 +1,7 @@
 """May this optimizer step? Its gradients, and one answer for all ranks."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mp_plugin.numerics.grad_stats import settled
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,15 @@ def agree(found_inf: Tensor, *, has_gradients: bool) -> Verdict:
     dist.all_reduce(answers, op=dist.ReduceOp.MAX)
     overflowed, any_gradients = _read(answers)
     return Verdict(overflowed=bool(overflowed), has_gradients=bool(any_gradients))
+
+
+def gather(answer: Answer) -> list[Answer]:
+    """Return every rank's answer, in order; all ranks together. It pickles and syncs: for incidents only."""
+    if not has_other_ranks():
+        return [answer]
+    answers = [answer] * dist.get_world_size()
+    dist.all_gather_object(answers, answer)
+    return answers
 
 
 def has_other_ranks() -> bool:

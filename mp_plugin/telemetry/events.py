@@ -29,11 +29,11 @@ class Incident:
     batch_idx: int
     """Index of the batch in its epoch."""
     kind: str
-    """`nan` if a gradient of this rank held a NaN, else `inf`; `non-finite` if only other ranks know."""
+    """`nan` if a gradient held a NaN, else `inf`."""
     parameters: tuple[str, ...]
-    """Qualified names of the parameters with a non-finite gradient on this rank, in the optimizer's order."""
+    """Qualified names of the parameters with a non-finite gradient on any rank, in the optimizer's order."""
     rank: int
-    """The process that recorded it."""
+    """The first process that had one. After an all-reduce all have it, and this is 0."""
     loss_scale: float
     """What the loss was multiplied by; 1.0 without loss scaling."""
     dtype: str
@@ -49,6 +49,6 @@ class Incident:
         """Describe the incident in one line."""
         names = ", ".join(self.parameters[:3])
         more = f" and {len(self.parameters) - 3} more" if len(self.parameters) > 3 else ""
-        where = f"in {names}{more}" if names else "on another rank"
+        where = f" on rank {self.rank}" if self.rank else ""
         scale = f" at loss scale {self.loss_scale:,.15g}" if self.loss_scale != 1 else ""
-        return f"step {self.step} (batch {self.batch_idx}): {self.kind} gradients {where}{scale}"
+        return f"step {self.step} (batch {self.batch_idx}): {self.kind} gradients in {names}{more}{where}{scale}"

@@ -74,11 +74,11 @@ def test_inf_on_one_rank_is_answered_by_both(trained: Path, variant: str, fused:
     counters = ("effective_steps", "skipped_steps", "retried_steps")
     assert [tuple(rank["summary"][name] for name in counters) for rank in ranks] == [expected] * 2
     named = [set(rank["summary"]["incidents"]["by_parameter"]) for rank in ranks]
-    assert named == [set(), {"net.0.weight"}]
+    assert named == [{"net.0.weight"}] * 2
 
 
 @pytest.mark.xdist_group("ranks")
 def test_weights_lost_on_one_rank_stop_both(trained: Path) -> None:
     messages = [(trained / f"lost-rank{rank}.txt").read_text() for rank in range(2)]
-    assert "non-finite gradients on another rank; weights on another rank were not finite" in messages[0]
-    assert "nan gradients in net.0.bias; 1 weights, 'net.0.bias' among them," in messages[1]
+    assert "nan gradients in net.0.bias on rank 1; 1 weights, 'net.0.bias' among them," in messages[0]
+    assert messages[0] == messages[1]

@@ -143,7 +143,7 @@ def test_inf_on_one_rank_is_answered_by_both(trained: Path, wrapping: str, answe
         assert rank["scale"] == (1 if answer == "bf16" else FEASIBLE)
         assert counters(rank) == ([4, 0, 1] if answer == "fp16-retried" else [3, 1, 0])
     named = [set(rank["summary"]["incidents"]["by_parameter"]) for rank in ranks]
-    assert named == [set(), {"net.0.*" if wrapping == "flat" else "net.0.weight"}]
+    assert named == [{"net.0.*" if wrapping == "flat" else "net.0.weight"}] * 2
 
 
 @pytest.mark.parametrize("kind", ["whole", "by layer", "by hand"])
@@ -185,8 +185,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained: Path) -> None:
 
 def test_weights_lost_on_one_rank_stop_both(trained: Path) -> None:
     messages = [(trained / f"lost-rank{rank}.txt").read_text() for rank in range(2)]
-    assert "non-finite gradients on another rank; weights on another rank were not finite" in messages[0]
-    assert "nan gradients in net.0.weight; 1 weights, 'net.0.weight' among them," in messages[1]
+    assert "nan gradients in net.0.weight on rank 1; 1 weights, 'net.0.weight' among them," in messages[0]
+    assert messages[0] == messages[1]
 
 
 def test_ranks_part_in_torch_with_a_fused_optimizer_and_stay_together_here(trained: Path) -> None:

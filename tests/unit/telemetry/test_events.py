@@ -19,7 +19,9 @@ def incident(**changes: object) -> Incident:
 
 def test_reads_as_a_sentence() -> None:
     assert str(incident()) == "step 5 (batch 2): inf gradients in a, b, c and 1 more at loss scale 1,024"
-    assert str(incident(parameters=())) == "step 5 (batch 2): inf gradients on another rank at loss scale 1,024"
+    assert (
+        str(incident(parameters=("a",), rank=3)) == "step 5 (batch 2): inf gradients in a on rank 3 at loss scale 1,024"
+    )
 
 
 def test_is_json() -> None:
