@@ -9,8 +9,8 @@ from mp_plugin.scaling.predictive import AmaxModel, highest_scale, learn_gap, ma
 RISE_STEPS = 16
 """Clean steps in a row with room for a higher scale before a predictive scale doubles; then it may at every step."""
 BLIND_BACKOFF = 2.0**-16
-"""Multiplies a predictive scale on an overflow before any clean step: gradients that fit once tell the level, and 16 bits
-below the largest number of fp16 they still have 24."""
+"""Multiplies a predictive scale on an overflow before any clean step: gradients that fit once tell the level, and 16
+bits below the largest number of fp16 they still have 24."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
