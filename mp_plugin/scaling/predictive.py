@@ -31,8 +31,8 @@ PRIOR_SPREAD = 1.0
 """Spread in bits before anything is known; recorded runs had 0.4 to 0.8."""
 PRIOR_STEPS = 16
 """Steps' worth of evidence that the prior spread counts for."""
-GAP_MEMORY = 10_000
-"""Steps in which a gap shrinks by 1/e: nothing but another overflow could tell that it is still there."""
+GAP_STEPS = 10_000
+"""Steps after which one bit of a gap is given back, since nothing but another overflow could tell that it is gone."""
 
 _BITS = 2.0**16
 """More than any gradient, error squared or gap can have: fp32 spans 277 bits."""
@@ -65,7 +65,7 @@ def observe(model: AmaxModel, log2_amax: float) -> AmaxModel:
         >>> model.mean, model.variance, highest_scale(model)
         (-3.0, 1.0, 16384.0)
     """
-    gap = model.gap * (1 - 1 / GAP_MEMORY)
+    gap = max(model.gap - 1 / GAP_STEPS, 0.0)
     if model.observed == 0:
         return replace(model, observed=1, mean=log2_amax, gap=gap)
     error = log2_amax - model.mean
@@ -100,11 +100,13 @@ def learn_gap(model: AmaxModel, *, overflowed_at: float, log2_amax: float | None
             largest expected, and the gap grows by one bit at most: the batch may have been bad at every scale.
 
     Example:
-        >>> learn_gap(AmaxModel(observed=1, mean=-3.0), overflowed_at=2.0**14, log2_amax=-3.0).gap > 4.99
+        >>> learn_gap(AmaxModel(observed=1, mean=-3.0), overflowed_at=2.0**14, log2_amax=-3.0).gap > 5.99
         True
     """
     if log2_amax is not None:
-        at_least = LOG2_MAX - log2_amax - math.log2(overflowed_at)
+        unexplained = LOG2_MAX - log2_amax - math.log2(overflowed_at)
+        # The highest scale that would have done is a power of two lower.
+        at_least = unexplained + 1 if unexplained > 0 else 0.0
     else:
         # Half a bit puts the next scale below the one that overflowed, whatever the rounding.
         at_least = LOG2_MAX - model.mean - margin(model) - math.log2(overflowed_at) + 0.5
