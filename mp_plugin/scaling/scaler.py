@@ -16,7 +16,7 @@ from mp_plugin.config import LossScaling, Policy
 from mp_plugin.errors import CheckpointError, ConfigError, UnsupportedError
 from mp_plugin.numerics.grad_stats import largest_magnitude, local_values, unscale_
 from mp_plugin.scaling.edits import snapshot
-from mp_plugin.scaling.predictive import load_model, save_model
+from mp_plugin.scaling.predictive import AmaxModel, load_model, save_model
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
 from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, gradients, home_device
 from mp_plugin.scaling.waiting import WaitingGradients
@@ -241,7 +241,9 @@ class LossScaler:
                     f"The loss scaler state has {key}={counts.get(key)!r}; accepted: a whole number, at least 0."
                 )
         model = load_model(state_dict)
-        if self.config.policy is Policy.predictive and not model.observed:
+        if self.config.policy is not Policy.predictive:
+            model = AmaxModel()  # it would be out of date when a predictive run goes on
+        elif not model.observed:
             counts["_growth_tracker"] = 0  # it counted something else
         if self.config.policy is Policy.static:
             scale = self.config.init_scale
