@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 
-from harness import circumstances, write
+from helpers.harness import circumstances, write
 
 IMPORT = """
 import time

@@ -4,7 +4,7 @@ Four scalers: our `dynamic` and `predictive` with default settings, our `static`
 own defaults. A static scale needs somebody who knows it: it gets the highest power of two that never overflows in the
 recorded run of the same training, found with hindsight, and goes on skipping where it overflows all the same.
 
-1. Traces: what a real training needed, recorded by record_traces.py, and a few synthetic ones, named as such. Every
+1. Traces: what a real training needed, recorded by helpers/record_traces.py, and a few synthetic ones, named as such. Every
    scaler sees the same gradients.
 2. Trainings: the same three trainings through a real Lightning trainer, each scaler on a trajectory of its own.
 
@@ -34,12 +34,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from feasible import amax, best_feasible, scaled_gradients
-from harness import FOLDER, circumstances, write
+from helpers.feasible import amax, best_feasible, scaled_gradients
+from helpers.harness import FOLDER, circumstances, write
+from helpers.trainings import TRAININGS, Training
 from lightning.pytorch.plugins.precision import MixedPrecision
 from rich.console import Console
 from rich.table import Table
-from trainings import TRAININGS, Training
 
 from mp_plugin import AdaptivePrecision, LossScaling
 from mp_plugin.scaling.scaler import LossScaler

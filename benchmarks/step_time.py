@@ -1,6 +1,6 @@
 """How long does a step take beside stock `MixedPrecision`? In one process, in turn, as a ratio.
 
-Every round trains the perceptron of trainings.py for a block of steps with stock, with our dynamic and with our
+Every round trains the perceptron of helpers/trainings.py for a block of steps with stock, with our dynamic and with our
 predictive scale, in an order that rotates. A sample is the median time of the steps of one block, from the start of a
 batch to its end; the ratio is taken within a round, so that what slows down the machine for a while slows down all.
 fp16 on the CPU, one thread: the model is small, so these ratios show the cost of the plugin at its worst.
@@ -17,11 +17,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from harness import circumstances, write
+from helpers.harness import circumstances, write
+from helpers.trainings import Training
 from lightning.pytorch.plugins.precision import MixedPrecision
 from rich.console import Console
 from rich.table import Table
-from trainings import Training
 
 from mp_plugin import AdaptivePrecision, LossScaling
 

@@ -1,15 +1,19 @@
 """How a predictive scale moves: `advance` under policy `predictive`."""
 
 import dataclasses
+import gzip
 import itertools
 import math
 import random
+from pathlib import Path
 
 import pytest
 
 from mp_plugin.config import LossScaling
 from mp_plugin.scaling.predictive import AmaxModel, highest_scale
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
+
+TRACES = Path(__file__).parents[3] / "benchmarks" / "traces"
 
 
 def predictive(**fields: object) -> LossScaling:
@@ -189,3 +193,23 @@ def test_the_growth_settings_of_a_dynamic_scale_do_not_matter() -> None:
     one, _, _ = train(predictive(growth_interval=1, growth_factor=16.0, hysteresis=3, init_scale=2.0**20), bits)
     other, _, _ = train(predictive(init_scale=2.0**20), bits)
     assert [state.scale for state in one] == [state.scale for state in other]
+
+
+@pytest.mark.parametrize("name", ["digits", "text", "diabetes"])
+def test_on_recorded_trainings_nothing_is_lost(name: str) -> None:
+    """Log2 of the largest gradient and of the highest scale that fits, from benchmarks/helpers/record_traces.py."""
+    lines = gzip.decompress((TRACES / f"{name}.csv.gz").read_bytes()).decode().split()
+    trace = [(float(bits), int(exponent)) for bits, exponent in (line.split(",") for line in lines)]
+    config, state = predictive(), initial_state(predictive())
+    overflows, below = [], []
+    for step, (bits, exponent) in enumerate(trace):
+        if state.scale > 2.0**exponent:
+            overflows.append(step)
+            state = advance(state, overflowed=True, run_again=True, config=config)
+        assert state.scale <= 2.0**exponent
+        below.append(exponent - math.log2(state.scale))
+        state = advance(state, overflowed=False, amax=2.0**bits, config=config)
+    assert len(trace) == 10_000
+    # The first scale of 2**15 is nine powers of two too high for one of them.
+    assert overflows == ([0] if name == "diabetes" else [])
+    assert sum(below) / len(below) < 4

@@ -3,7 +3,7 @@
 Each training of trainings.py runs in fp16 at the best feasible scale of every single batch, so that no scaler has a say
 in the trajectory. One line per step: log2 of the largest magnitude of all true gradients, and log2 of that scale.
 
-    python benchmarks/record_traces.py [--steps 10000]
+    cd benchmarks && python -m helpers.record_traces [--steps 10000]
 """
 
 import argparse
@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterator
 
 import torch
-from feasible import amax, best_feasible
-from harness import FOLDER
-from trainings import TRAININGS, Training
+from helpers.feasible import amax, best_feasible
+from helpers.harness import FOLDER
+from helpers.trainings import TRAININGS, Training
 
 
 def record(name: str, steps: int) -> Iterator[tuple[float, int]]:
