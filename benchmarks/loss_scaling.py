@@ -4,8 +4,8 @@ Four scalers: our `dynamic` and `predictive` with default settings, our `static`
 own defaults. A static scale needs somebody who knows it: it gets the highest power of two that never overflows in the
 recorded run of the same training, found with hindsight, and goes on skipping where it overflows all the same.
 
-1. Traces: what a real training needed, recorded by helpers/record_traces.py, and a few synthetic ones, named as such. Every
-   scaler sees the same gradients.
+1. Traces: what a real training needed, recorded by helpers/record_traces.py, and a few synthetic ones, named as such.
+   Every scaler sees the same gradients.
 2. Trainings: the same three trainings through a real Lightning trainer, each scaler on a trajectory of its own.
 
 A step counts as lost when the optimizer did not step, as retried when it stepped with a second run of the same batch.
