@@ -110,9 +110,10 @@ def test_it_stays_inside_the_bounds(mean: float, bound: float) -> None:
 
 @pytest.mark.parametrize("amax", [0.0, math.inf])
 def test_a_step_that_has_nothing_to_teach_changes_nothing(amax: float) -> None:
-    """Trap 8: log2 of 0 is minus infinity."""
-    config = predictive()
-    before = clean(initial_state(config), config, *[2.0**n for n in dice(50, -3)])[-1]
+    """Trap 8: log2 of 0 is minus infinity. Nor does such a step count as one with room for a higher scale."""
+    config = predictive(init_scale=4.0)
+    before = clean(initial_state(config), config, *[2.0**n for n in dice(10, -3)])[-1]
+    assert (before.growth_tracker, before.model.observed) == (10, 10)
     assert advance(before, overflowed=False, amax=amax, config=config) == before
 
 
@@ -177,6 +178,15 @@ def test_the_next_batch_is_not_mistaken_for_one_that_was_lost() -> None:
     gap = state.model.gap
     assert state.overflowed_at == 0
     assert advance(state, overflowed=False, amax=2.0**-6, config=config).model.gap <= gap
+
+
+def test_nor_at_the_floor() -> None:
+    config = predictive(min_scale=2.0**6)
+    start = ScaleState(scale=2.0**7, model=AmaxModel(observed=1000, mean=-6.0, variance=0.01))
+    state = advance(start, overflowed=True, run_again=True, config=config)
+    assert (state.scale, state.overflowed_at) == (2.0**6, 2.0**7)
+    state = advance(state, overflowed=True, run_again=False, config=config)
+    assert advance(state, overflowed=False, amax=2.0**-6, config=config).model.gap == 0
 
 
 def test_the_floor_counts_overflows_in_a_row() -> None:
