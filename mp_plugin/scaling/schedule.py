@@ -19,7 +19,7 @@ class ScaleState:
 
     scale: float
     growth_tracker: int = 0
-    """Clean steps since the scale last changed or an overflow was seen; of a predictive scale, those with room for more."""
+    """Clean steps since the scale last changed or an overflow was seen; if predictive, with room for more."""
     hysteresis_tracker: int = 1
     """Overflows still tolerated before the scale backs off, this one included."""
     overflows_at_floor: int = 0

@@ -104,6 +104,39 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, epochs: int) 
     assert second.summary() == whole.summary()
 
 
+class _NarrowBackward(torch.autograd.Function):
+    """The identity; a gradient above 2**6 overflows here, whatever becomes of it further down."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * float("inf") if gradient > 2.0**6 else gradient
+
+
+def test_what_the_gradients_of_parameters_do_not_show_is_learned_from_one_retry() -> None:
+    """The gradient of the scaled loss is the scale: above 2**6 it overflows, however small those of parameters are."""
+    plugin = fp16(init_scale=1.0)
+    train(plugin, epochs=40, fault=lambda loss, _: _NarrowBackward.apply(loss))  # type: ignore[no-untyped-call]
+    assert (plugin.skipped_steps, plugin.retried_steps) == (0, 1)
+    assert plugin.scaler is not None
+    assert plugin.scaler.state.model.gap > 2
+    assert plugin.loss_scale <= 2.0**6
+
+
+def test_under_another_policy_the_forecast_is_dropped() -> None:
+    """It would be out of date when a predictive run goes on."""
+    predictive, dynamic = fp16().scaler, AdaptivePrecision("fp16").scaler
+    assert predictive is not None
+    assert dynamic is not None
+    _steps(predictive, [1.0] * 3)
+    dynamic.load_state_dict(predictive.state_dict())
+    assert dynamic.get_scale() == predictive.get_scale()
+    assert (predictive.state.model.observed, dynamic.state.model.observed) == (3, 0)
+
+
 def test_a_run_may_change_its_policy(tmp_path: Path) -> None:
     """The scale goes along; a count of clean steps towards a dynamic growth is no evidence of room."""
     dynamic = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=2.0**6))
