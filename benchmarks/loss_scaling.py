@@ -9,7 +9,7 @@ recorded run of the same training, found with hindsight, and goes on skipping wh
 2. Trainings: the same three trainings through a real Lightning trainer, each scaler on a trajectory of its own.
 
 A step counts as lost when the optimizer did not step, as retried when it stepped with a second run of the same batch.
-`bits below` is the mean of log2(best feasible scale / scale), over all steps of a trace, and over every 50th step of a
+`below` is the mean of log2(best feasible scale / scale), over all steps of a trace, and over every 50th step of a
 training, where the best feasible scale is found by trying on that very batch. Negative: the scale was too high.
 Steps up to the 100th are warm-up and counted apart.
 
@@ -17,17 +17,13 @@ Steps up to the 100th are warm-up and counted apart.
 """
 
 import argparse
-import contextlib
 import gzip
-import io
-import logging
 import math
 import multiprocessing
 import os
 import random
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -36,7 +32,7 @@ import lightning.pytorch as pl
 import torch
 from helpers.feasible import amax, best_feasible, scaled_gradients
 from helpers.harness import FOLDER, circumstances, write
-from helpers.trainings import TRAININGS, Training
+from helpers.trainings import TRAININGS, Training, fit
 from lightning.pytorch.plugins.precision import MixedPrecision
 from rich.console import Console
 from rich.table import Table
@@ -180,26 +176,13 @@ def share_flushed(used: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
 
 def train(scaler_name: str, name: str, steps: int) -> dict[str, Any]:
     """Train with one scaler; return what was lost and what came of it."""
-    torch.set_num_threads(1)
-    quiet()
     if scaler_name == "GradScaler":
         plugin: Any = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     else:
         plugin = AdaptivePrecision("fp16", scaling=scaling(scaler_name, steady_exponent(name)))
     probe, training = Probe(), Training(name, steps)
-    trainer = pl.Trainer(
-        plugins=[plugin],
-        callbacks=[probe],
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     start = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):  # the summary at the end of a fit
-        trainer.fit(training)
+    fit(training, plugin, probe)
     return {
         "lost": probe.lost.numbers,
         "retried": probe.retried.numbers,
@@ -213,28 +196,20 @@ def train(scaler_name: str, name: str, steps: int) -> dict[str, Any]:
     }
 
 
-def quiet() -> None:
-    """Keep Lightning's advice off the screen."""
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "mp_plugin"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 # Output.
 
 
 def show(title: str, results: dict[str, dict[str, dict[str, Any]]], console: Console) -> None:
     """Print one table: a row per run and scaler, warm-up + later steps."""
-    further = [
-        key for key in ("flushed_to_zero", "final_loss", "seconds") if key in next(iter(results.values()))["static"]
-    ]
+    headings = {"flushed_to_zero": "flushed", "final_loss": "loss", "seconds": "s"}
+    further = [key for key in headings if key in next(iter(results.values()))["static"]]
     table = Table(title=title)
-    for heading in ("", "scaler", "lost", "retried", "bits below", *further):
-        table.add_column(heading.replace("_", " "), no_wrap=heading in ("", "scaler"))
+    for heading in ("", "scaler", "lost", "retried", "below", *(headings[key] for key in further)):
+        table.add_column(heading, no_wrap=True)
     for name, by_scaler in results.items():
         for scaler, found in by_scaler.items():
             counts = [f"{found[key]['warm_up']} + {found[key]['after']}" for key in ("lost", "retried")]
-            values = ["-" if found[key] is None else f"{found[key]:.3g}" for key in further]
+            values = ["-" if found[key] is None else f"{found[key]:.2g}" for key in further]
             table.add_row(name, scaler, *counts, f"{found['bits_below']:.2f}", *values)
         table.add_section()
     console.print(table)

@@ -9,16 +9,14 @@ fp16 on the CPU, one thread: the model is small, so these ratios show the cost o
 """
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from helpers.harness import circumstances, write
-from helpers.trainings import Training
+from helpers.trainings import Training, fit
 from lightning.pytorch.plugins.precision import MixedPrecision
 from rich.console import Console
 from rich.table import Table
@@ -67,17 +65,7 @@ class Clock(pl.Callback):
 def block(plugin: Any, optimizer: str) -> float:
     """Train for a block and return the median seconds of a step."""
     clock = Clock()
-    trainer = pl.Trainer(
-        plugins=[plugin],
-        callbacks=[clock],
-        accelerator="cpu",
-        max_steps=STEPS,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Timed(optimizer))
+    fit(Timed(optimizer), plugin, clock)
     return statistics.median(clock.seconds)
 
 
@@ -87,10 +75,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     found = circumstances()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "mp_plugin"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     samples: dict[str, dict[str, list[float]]] = {name: {plugin: [] for plugin in PLUGINS} for name in OPTIMIZERS}
     for index in range(rounds):
         for optimizer in OPTIMIZERS:

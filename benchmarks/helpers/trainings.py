@@ -6,10 +6,15 @@
 its largest gradients start near 2**10, reach 2**12 and are below 1 at the end.
 """
 
+import contextlib
+import io
 import itertools
+import logging
 import math
+import warnings
 from collections.abc import Iterator
 from pydoc_data.topics import topics
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -75,6 +80,26 @@ class Training(pl.LightningModule):
             return 1.0
         warm_up = max(1, self.steps // 50)
         return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps)))
+
+
+def fit(training: Training, plugin: Any, callback: pl.Callback) -> None:
+    """Train for as many steps as the training was made for, in one thread, without a word."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "mp_plugin"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    trainer = pl.Trainer(
+        plugins=[plugin],
+        callbacks=[callback],
+        accelerator="cpu",
+        max_steps=training.steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # the summary at the end of a fit
+        trainer.fit(training)
 
 
 def _digits() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
