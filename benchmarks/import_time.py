@@ -7,13 +7,11 @@ so that the seconds lightning takes, and their noise, are not in the figure.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
-from pathlib import Path
+
+from helpers.harness import circumstances, write
 
 IMPORT = """
 import time
@@ -47,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
+    found = circumstances()
     samples: dict[str, list[float]] = {"import lightning": [], "added by mp_plugin": [], "mp-plugin --help": []}
     for index in range(rounds + 1):
         seconds = [*sample(IMPORT), *sample(HELP)]
@@ -56,16 +55,7 @@ def main() -> None:
     print(f"{'':20} {'median':>9} {'min':>9} {'max':>9}   milliseconds, {rounds} rounds")
     for name, values in samples.items():
         print(f"{name:20} " + " ".join(f"{1000 * pick(values):9.1f}" for pick in (statistics.median, min, max)))
-    result = {
-        "command": f"python benchmarks/import_time.py --rounds {rounds}",
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "lightning", "mp-plugin")},
-        "seconds": samples,
-    }
-    path = Path(__file__).parent / "results" / "import_time.cpu.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write("import_time", {**found, "seconds": samples})
 
 
 if __name__ == "__main__":

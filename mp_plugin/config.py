@@ -19,6 +19,8 @@ class Policy(str, Enum):
 
     dynamic = "dynamic"
     """Grow after `growth_interval` clean steps, back off on an overflow (Micikevicius et al., 2018)."""
+    predictive = "predictive"
+    """Forecast the largest gradient and stay just below the highest scale that fits it; needs no overflow."""
     static = "static"
     """Stay at `init_scale`; an overflow only skips the step."""
 
@@ -45,7 +47,7 @@ class LossScaling:
     """
 
     policy: Policy = Policy.dynamic
-    """`dynamic` follows overflows, `static` keeps `init_scale`."""
+    """`dynamic` follows overflows, `predictive` the size of the gradients, `static` keeps `init_scale`."""
     init_scale: float = 2.0**15
     """First scale. 2**15 is the largest power of two below fp16's 65504: a summed loss does not overflow at once."""
     growth_factor: float = 2.0

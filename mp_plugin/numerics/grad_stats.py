@@ -51,6 +51,20 @@ def all_finite(grads: Sequence[Tensor]) -> Tensor:
     return finite
 
 
+def largest_magnitude(grads: Sequence[Tensor]) -> Tensor:
+    """Largest magnitude of all gradients together: one read, a 0-d fp32 tensor, no host sync.
+
+    Example:
+        >>> largest_magnitude([torch.tensor([1.0, -3.0]), torch.zeros(0)])
+        tensor(3.)
+    """
+    values = [local_values(grad) for grad in grads]
+    largest = torch.zeros((), device=_device_of(values))
+    for _, group_amax in _amax_by_group(values):
+        largest = torch.maximum(largest, group_amax.max().to(largest))
+    return largest
+
+
 def unscale_(grads: Sequence[Tensor], scale: float) -> Tensor:
     r"""Divide the gradients by the loss scale in place and tell whether any was non-finite, before or after.
 

@@ -132,7 +132,7 @@ class StepGuard:
         assert self.scaler is not None, "only a loss scale can be lowered"
         self.note(optimizer, model, where, action=Action.retry)
         self.scaler.step(optimizer)  # which skips it, and is ready for the gradients of the next run
-        self.scaler.update()
+        self.scaler.update(run_again=True)
 
     def skip(self, optimizer: Optimizer, model: Module, where: Where, *, scale_is_to_blame: bool) -> None:
         """Leave the weights alone, count the skipped step, and say which parameters are to blame.

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from mp_plugin.checks import is_count, is_number
 from mp_plugin.config import LossScaling, Policy
 from mp_plugin.errors import CheckpointError, ConfigError, UnsupportedError
-from mp_plugin.numerics.grad_stats import local_values, unscale_
+from mp_plugin.numerics.grad_stats import largest_magnitude, local_values, unscale_
 from mp_plugin.scaling.edits import snapshot
+from mp_plugin.scaling.predictive import AmaxModel, load_model, save_model
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
 from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, gradients, home_device
 from mp_plugin.scaling.waiting import WaitingGradients
@@ -73,7 +74,8 @@ class LossScaler:
     def unscale_(self, optimizer: Optimizer) -> Verdict:
         """Divide the gradients of one optimizer by the scale, in place, once per step.
 
-        One read and write of the gradients, one all-reduce if there are other ranks, one host sync.
+        One read and write of the gradients, and one read more for a predictive scale; one all-reduce if there are other
+        ranks, one host sync.
 
         Raises:
             RuntimeError: when called twice without a `step` in between.
@@ -88,7 +90,8 @@ class LossScaler:
                 "accepted: fp32 parameters with precision '16-mixed', or precision '16-true' without scaling."
             )
         found_inf = unscale_(grads, self.state.scale).to(home_device(optimizer))
-        verdict = agree(found_inf, has_gradients=bool(grads))
+        amax = largest_magnitude(grads) if self.config.policy is Policy.predictive else None
+        verdict = agree(found_inf, has_gradients=bool(grads), amax=amax)
         self._unscaled[id(optimizer)] = verdict
         self._waiting.note(optimizer)
         return verdict
@@ -149,9 +152,13 @@ class LossScaler:
         """Return the state that an overflow would lead to, without going there."""
         return advance(self.state, overflowed=True, config=self.config)
 
-    def update(self) -> None:
-        """Let the schedule move the scale, once all optimizers that shared it have stepped. No sync."""
-        self.state = self._next_state()
+    def update(self, *, run_again: bool = False) -> None:
+        """Let the schedule move the scale, once all optimizers that shared it have stepped. No sync.
+
+        Args:
+            run_again: whether the batch overflowed and is run again next.
+        """
+        self.state = self._next_state(run_again=run_again)
         self._forget()
 
     def update_unless_waiting(self, optimizers: Sequence[Optimizer]) -> None:
@@ -188,10 +195,12 @@ class LossScaler:
         self._overflows += verdict.overflowed
         self._waiting.forget(optimizer)
 
-    def _next_state(self) -> ScaleState:
+    def _next_state(self, *, run_again: bool = False) -> ScaleState:
         known = reduce(or_, self._unscaled.values(), self._stepped or NOTHING)
-        return (
-            advance(self.state, overflowed=known.overflowed, config=self.config) if known.has_gradients else self.state
+        if not known.has_gradients:
+            return self.state
+        return advance(
+            self.state, overflowed=known.overflowed, config=self.config, amax=known.amax, run_again=run_again
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,6 +214,7 @@ class LossScaler:
             "_growth_tracker": state.growth_tracker,
             "hysteresis_tracker": state.hysteresis_tracker,
             "overflows_at_floor": state.overflows_at_floor,
+            **save_model(state.model),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -230,6 +240,11 @@ class LossScaler:
                 raise CheckpointError(
                     f"The loss scaler state has {key}={counts.get(key)!r}; accepted: a whole number, at least 0."
                 )
+        model = load_model(state_dict)
+        if self.config.policy is not Policy.predictive:
+            model = AmaxModel()  # it would be out of date when a predictive run goes on
+        elif not model.observed:
+            counts["_growth_tracker"] = 0  # it counted something else
         if self.config.policy is Policy.static:
             scale = self.config.init_scale
         self.state = ScaleState(
@@ -237,4 +252,5 @@ class LossScaler:
             growth_tracker=counts["_growth_tracker"],
             hysteresis_tracker=min(counts["hysteresis_tracker"], self.config.hysteresis),
             overflows_at_floor=counts["overflows_at_floor"],
+            model=model,
         )

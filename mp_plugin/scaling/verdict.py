@@ -21,11 +21,15 @@ class Verdict:
     """Some gradient on some rank holds a NaN or an Inf."""
     has_gradients: bool
     """Some rank has a gradient at all."""
+    amax: float = 0.0
+    """Largest magnitude of all true gradients, if somebody asked for it; means nothing after an overflow."""
 
     def __or__(self, other: "Verdict") -> "Verdict":
         """What is known about the gradients of both."""
         return Verdict(
-            overflowed=self.overflowed or other.overflowed, has_gradients=self.has_gradients or other.has_gradients
+            overflowed=self.overflowed or other.overflowed,
+            has_gradients=self.has_gradients or other.has_gradients,
+            amax=max(self.amax, other.amax),
         )
 
 
@@ -49,7 +53,7 @@ def gradients(optimizer: Optimizer) -> list[Tensor]:
     return found
 
 
-def agree(found_inf: Tensor, *, has_gradients: bool) -> Verdict:
+def agree(found_inf: Tensor, *, has_gradients: bool, amax: Tensor | None = None) -> Verdict:
     """Combine what every rank found into one verdict: one all-reduce of two numbers, one host sync (none on the CPU).
 
     Every rank calls this at the same step or none does. Without other ranks it only reads the number.
@@ -57,14 +61,17 @@ def agree(found_inf: Tensor, *, has_gradients: bool) -> Verdict:
     Args:
         found_inf: one element, above 0 if a gradient of this rank is not finite.
         has_gradients: whether this rank has a gradient at all.
+        amax: one element, the largest magnitude of this rank's gradients; None on all ranks if nobody needs it.
     """
+    found = [found_inf.reshape(1).float()] + ([] if amax is None else [amax.reshape(1).to(found_inf).float()])
     if not has_other_ranks():
-        return Verdict(overflowed=bool(_read(found_inf)[0]), has_gradients=has_gradients)
-    answers = torch.cat([found_inf.reshape(1).float(), torch.full_like(found_inf, float(has_gradients)).reshape(1)])
+        overflowed, *largest = _read(torch.cat(found) if len(found) > 1 else found_inf)
+        return Verdict(bool(overflowed), has_gradients, *largest)
+    answers = torch.cat([torch.full_like(found[0], float(has_gradients)), *found])
     answers = answers.to(meeting_place(answers.device, dist.get_backend_config()))
     dist.all_reduce(answers, op=dist.ReduceOp.MAX)
-    overflowed, any_gradients = _read(answers)
-    return Verdict(overflowed=bool(overflowed), has_gradients=bool(any_gradients))
+    any_gradients, overflowed, *largest = _read(answers)
+    return Verdict(bool(overflowed), bool(any_gradients), *largest)
 
 
 def gather(answer: Answer) -> list[Answer]:

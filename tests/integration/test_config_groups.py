@@ -81,7 +81,7 @@ def test_the_scaling_can_be_switched(compose):
     ("override", "choices"),
     [
         ("+precision=fp8", OPTIONS),
-        ("precision/scaling=off", ["dynamic", "static"]),
+        ("precision/scaling=off", ["dynamic", "predictive", "static"]),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_choices(compose, override, choices):
@@ -153,7 +153,7 @@ LOW, HIGH = 2.0**-64, 2.0**64
 @pytest.mark.parametrize(
     ("name", "accepted", "refused"),
     [
-        ("policy", ["dynamic", "static"], ["off", None]),
+        ("policy", ["dynamic", "predictive", "static"], ["off", None]),
         ("init_scale", [LOW, 1.5, HIGH], [LOW / 2, HIGH * 2, 0, -1, "many"]),
         ("growth_factor", [1.0001, HIGH], [1, 0.5, HIGH * 2, "2"]),
         ("backoff_factor", [1e-9, 0.999], [0, 1, 2, -0.5]),
@@ -186,6 +186,7 @@ def test_schema_lets_a_value_come_from_elsewhere():
         validator("scaling").validate({"_target_": "mp_plugin.LossScaling", "init_scale": "model.init_scale"})
 
 
-def test_scaling_files_say_what_the_class_says():
-    node = OmegaConf.load(CONF / "precision" / "scaling" / "dynamic.yaml")
-    assert hydra.utils.instantiate(node) == LossScaling()
+@pytest.mark.parametrize("policy", ["dynamic", "predictive"])
+def test_scaling_files_say_what_the_class_says(policy):
+    node = OmegaConf.load(CONF / "precision" / "scaling" / f"{policy}.yaml")
+    assert hydra.utils.instantiate(node) == LossScaling(policy=policy)

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mp_plugin import AdaptivePrecision
+from mp_plugin import AdaptivePrecision, LossScaling
 from tests.helpers.training import Regression, quiet_trainer, regression_data
 
 SYNCS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "_unique2", "masked_select"}
@@ -94,6 +94,15 @@ def test_a_healthy_step_reads_the_gradients_as_often_as_stock(optimizer: Any, op
     assert ours["_amp_foreach_non_finite_check_and_unscale_"] == 1
     # A fused stock optimizer checks and unscales within the step, and hands scaled gradients to every hook.
     assert ours == theirs
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {}], ids=str)
+def test_a_predictive_scale_reads_the_gradients_once_more(options: dict[str, Any]) -> None:
+    predictive = AdaptivePrecision("fp16", scaling=LossScaling(policy="predictive"))  # type: ignore[arg-type]
+    ours = count(predictive, torch.optim.SGD, **options)
+    dynamic = count(AdaptivePrecision("fp16"), torch.optim.SGD, **options)
+    assert ours.on_gradients - dynamic.on_gradients == Counter({"_foreach_norm": 1})
+    assert waits(ours) == waits(dynamic)
 
 
 def test_without_a_loss_scale_the_check_is_one_more_read() -> None:

@@ -32,7 +32,7 @@ def test_names_become_enum_members_and_whole_numbers_floats() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "accepted"),
     [
-        ("policy", "automatic", "'dynamic', 'static'"),
+        ("policy", "automatic", "'dynamic', 'predictive', 'static'"),
         ("at_min_scale", "ignore", "'raise', 'skip'"),
         ("init_scale", float("nan"), "a number, 2**-64 to 2**64"),
         ("init_scale", float("inf"), "a number, 2**-64 to 2**64"),

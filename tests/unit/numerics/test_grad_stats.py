@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.grad_stats import all_finite, grad_amax, local_values, unscale_
+from mp_plugin.numerics.grad_stats import all_finite, grad_amax, largest_magnitude, local_values, unscale_
 
 INF, NAN = math.inf, math.nan
 
@@ -51,6 +51,19 @@ def test_amax_keeps_the_order_of_mixed_gradients() -> None:
 
 def test_amax_of_no_gradients_is_empty() -> None:
     assert grad_amax([]).shape == (0,)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_largest_magnitude(edge: str) -> None:
+    others = [torch.ones(3), torch.tensor([-2.0], dtype=torch.bfloat16), torch.tensor([]), torch.eye(2).to_sparse()]
+    everything = torch.tensor([*EDGES[edge], -2.0])
+    assert largest_magnitude([*others, torch.tensor(EDGES[edge])]).item() == pytest.approx(
+        float64_amax(everything), rel=0, abs=0, nan_ok=True
+    )
+
+
+def test_the_largest_of_no_gradients_is_zero() -> None:
+    assert largest_magnitude([]).item() == 0
 
 
 @pytest.mark.parametrize("edge", EDGES)
@@ -119,9 +132,10 @@ def test_one_launch_for_many_parameters() -> None:
     names = _operators(lambda: unscale_(grads, 2.0))
     assert len(names) < 12
     assert "aten._local_scalar_dense.default" not in names
-    names = _operators(lambda: all_finite(grads))
-    assert len(names) < 12
-    assert "aten._local_scalar_dense.default" not in names
+    for read in (all_finite, largest_magnitude):
+        names = _operators(lambda read=read: read(grads))
+        assert len(names) < 12
+        assert "aten._local_scalar_dense.default" not in names
 
 
 def _operators(function: object) -> list[str]:

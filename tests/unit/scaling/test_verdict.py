@@ -45,15 +45,22 @@ def test_ranks_meet_where_they_can_talk(device: str, backends: str, place: str) 
     assert meeting_place(torch.device(device), backends) == torch.device(place)
 
 
+def test_the_largest_magnitude_travels_along() -> None:
+    verdict = agree(torch.tensor([0.0]), has_gradients=True, amax=torch.tensor(3.5))
+    assert verdict == Verdict(overflowed=False, has_gradients=True, amax=3.5)
+    small = Verdict(overflowed=True, has_gradients=False, amax=1.0)
+    assert verdict | small == small | verdict == Verdict(overflowed=True, has_gradients=True, amax=3.5)
+
+
 def test_ranks_agree(tmp_path: Path) -> None:
-    """Trap 18: an Inf on rank 1 alone, and gradients on rank 0 alone, are known to both."""
+    """Trap 18: an Inf on rank 1 alone, gradients on rank 0 alone, and the larger gradient, are known to both."""
     mp.spawn(_agree_on_rank, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     verdicts = [(tmp_path / f"rank{rank}").read_text() for rank in range(2)]
-    assert verdicts == [str(Verdict(overflowed=True, has_gradients=True))] * 2
+    assert verdicts == [str(Verdict(overflowed=True, has_gradients=True, amax=2.0))] * 2
 
 
 def _agree_on_rank(rank: int, store: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    verdict = agree(torch.tensor([float(rank)]), has_gradients=rank == 0)
+    verdict = agree(torch.tensor([float(rank)]), has_gradients=rank == 0, amax=torch.tensor(2.0 - rank))
     Path(out, f"rank{rank}").write_text(str(verdict))
     dist.destroy_process_group()
