@@ -38,7 +38,7 @@ class AdaptivePrecision(FSDPCapable):
     concerned are named, and all ranks together either run the batch again at a lower loss scale, in `16-mixed`, or skip
     the step: the weights stay, buffers go back to their last good values, LR schedulers hold, and the skip is counted.
     Gradients are unscaled before `on_before_optimizer_step` and before clipping, for fused optimizers too; both are
-    left out of a step that is skipped. One host sync per step.
+    left out of a step that is skipped. One host sync per step on an accelerator, none on the CPU.
 
     Args:
         precision: `32-true`, `tf32`, `bf16-mixed`, `16-mixed`, `bf16-true` or `16-true`; short `fp32`, `bf16`, `fp16`.

@@ -86,11 +86,11 @@ class StopsAfter(pl.Callback):
 
 
 def run(
-    folder: Path, *, resume: Path | None = None, hysteresis: int = 1, accumulate: int = 1, callbacks: Any = ()
+    folder: Path, *, resume: Path | None = None, accumulate: int = 1, callbacks: Any = (), **scaling: Any
 ) -> dict[str, Any]:
     """Train to the end, saving after every step; returns all that must be equal."""
-    scaling = LossScaling(init_scale=2**12, growth_interval=3, hysteresis=hysteresis, min_scale=2.0**-20)
-    plugin = AdaptivePrecision("fp16", scaling=scaling)
+    scaling = {"init_scale": 2**12, "growth_interval": 3, "min_scale": 2.0**-20, **scaling}
+    plugin = AdaptivePrecision("fp16", scaling=LossScaling(**scaling))
     saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     trainer = quiet_trainer(
         plugins=[plugin],
@@ -126,11 +126,12 @@ def assert_same(resumed: dict[str, Any], whole: dict[str, Any]) -> None:
         ({"hysteresis": 2}, 5, 1),
         # No batch of a window can be run again without the others.
         ({"accumulate": 2}, 5, 0),
+        ({"policy": "predictive"}, 4, 0),
     ],
     ids=str,
 )
 def test_a_run_resumed_after_any_step_equals_the_whole_run(
-    tmp_path: Path, how: dict[str, int], lost: int, retried: int
+    tmp_path: Path, how: dict[str, Any], lost: int, retried: int
 ) -> None:
     whole = run(tmp_path / "whole", **how)
     assert (whole["record"]["skipped_steps"], whole["record"]["retried_steps"]) == (lost, retried)

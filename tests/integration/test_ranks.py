@@ -46,6 +46,10 @@ def train_all(out: Path) -> None:
         trainer.fit(module, regression_data(batches=4))
         result = {"weights": weights(module), "summary": plugin.summary(), "scale": plugin.loss_scale}
         torch.save(result, out / f"{variant}-{fused}-rank{trainer.global_rank}.pt")
+    plugin = AdaptivePrecision("fp16", scaling=LossScaling(policy="predictive"))
+    trainer = quiet_trainer(plugins=[plugin], strategy="ddp", devices=2)
+    trainer.fit(Regression(optimizer=torch.optim.AdamW), regression_data(batches=8))
+    torch.save(plugin.state_dict(), out / f"predictive-rank{trainer.global_rank}.pt")
     try:
         quiet_trainer(plugins=[AdaptivePrecision("bf16")], strategy="ddp", devices=2).fit(
             LostOnRankOne(), regression_data(batches=4)
@@ -75,6 +79,13 @@ def test_inf_on_one_rank_is_answered_by_both(trained: Path, variant: str, fused:
     assert [tuple(rank["summary"][name] for name in counters) for rank in ranks] == [expected] * 2
     named = [set(rank["summary"]["incidents"]["by_parameter"]) for rank in ranks]
     assert named == [{"net.0.weight"}] * 2
+
+
+@pytest.mark.xdist_group("ranks")
+def test_a_predictive_scale_learns_the_same_on_both(trained: Path) -> None:
+    states = [torch.load(trained / f"predictive-rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert states[0] == states[1]
+    assert states[0]["amax_observed"] == 4
 
 
 @pytest.mark.xdist_group("ranks")
