@@ -154,7 +154,7 @@ class AdaptivePrecision(FSDPCapable):
                 refuse_what_cannot_be_scaled(module, optimizers)
             if trainer.global_step == 0:
                 self.guard.start_afresh()
-            self._start = StepStart(module)
+            self._start = StepStart(module, retries=self.scaler.config.retries if self.scaler is not None else 0)
             monitor = PrecisionMonitor(self)
             trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
             self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]

@@ -16,22 +16,32 @@ from mp_plugin.random_state import capture_random_state
 
 
 class StepStart:
-    """Where a training step, or a window of accumulated ones, began: buffers and random streams, to go back to."""
+    """Where a training step, or a window of accumulated ones, began: buffers and random streams, to go back to.
 
-    def __init__(self, module: "pl.LightningModule") -> None:
+    Args:
+        module: what trains.
+        retries: times a batch may be run again; 0 saves the cost of remembering the random streams.
+    """
+
+    def __init__(self, module: "pl.LightningModule", *, retries: int) -> None:
         self.module = module
         self.buffers = LastGoodBuffers(module)
+        self._may_rewind = retries > 0
+        self._is_marked = False
         self._restore_random_state: Callable[[], None] | None = None
 
     def mark(self) -> None:
         """Call before the forward pass of the first batch of a window; later calls, until `done`, change nothing."""
-        if self._restore_random_state is None:
-            self.buffers.save()
+        if self._is_marked:
+            return
+        self._is_marked = True
+        self.buffers.save()
+        if self._may_rewind:
             self._restore_random_state = capture_random_state(self.module.device)
 
     def done(self) -> None:
         """The step was taken or skipped: the next forward pass begins a new one."""
-        self._restore_random_state = None
+        self._is_marked = False
 
     def restore_buffers(self) -> None:
         """Undo what a forward pass that overflowed wrote."""

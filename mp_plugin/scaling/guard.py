@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ class StepGuard:
         """Step an optimizer whose gradients are finite, and count the step."""
         scale = self.loss_scale
         step = optimizer.step if self.scaler is None else partial(self.scaler.step, optimizer)
-        if _takes_closure(optimizer):
+        if _takes_closure(type(optimizer).step):
             kwargs["closure"] = closure
         output = step(**kwargs)
         self.record.skips_by_optimizer.pop(where.optimizer_idx, None)
@@ -224,7 +224,8 @@ def _found_inf(optimizer: Optimizer) -> Tensor:
     return (~all_finite(gradients(optimizer))).float().to(home_device(optimizer))
 
 
-def _takes_closure(optimizer: Optimizer) -> bool:
-    """Whether `step` can be given a closure; a few optimizers outside torch cannot."""
-    parameters = signature(optimizer.step).parameters.values()
+@lru_cache
+def _takes_closure(step: Callable[..., Any]) -> bool:
+    """Whether an optimizer class's `step` can be given a closure; a few outside torch cannot."""
+    parameters = signature(step).parameters.values()
     return any(parameter.name == "closure" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

@@ -93,7 +93,7 @@ class LossScaler:
         amax = largest_magnitude(grads) if self.config.policy is Policy.predictive else None
         verdict = agree(found_inf, has_gradients=bool(grads), amax=amax)
         self._unscaled[id(optimizer)] = verdict
-        self._waiting.note(optimizer)
+        self._waiting.note_again(optimizer)
         return verdict
 
     def is_unscaled(self, optimizer: Optimizer) -> bool:

@@ -25,6 +25,11 @@ class WaitingGradients:
         """Remember that this optimizer's gradients, as they are now, wait for its step."""
         self._left[id(optimizer)] = snapshot(optimizer)
 
+    def note_again(self, optimizer: Optimizer) -> None:
+        """Remember the gradients as they are now if they wait, as after unscaling them. No sync."""
+        if id(optimizer) in self._left:
+            self.note(optimizer)
+
     def forget(self, optimizer: Optimizer) -> None:
         """Note that the optimizer has stepped, or was made to skip."""
         self._left.pop(id(optimizer), None)

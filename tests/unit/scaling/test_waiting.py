@@ -90,7 +90,8 @@ def test_what_is_held_too_long_is_rescaled_and_goes_on_waiting() -> None:
 
 def test_what_is_unscaled_already_is_not_rescaled() -> None:
     scaler = LossScaler(LossScaling(init_scale=8, patience=1))
-    clipped = sgd(8.0)
+    clipped = sgd(None)
+    make_by_backward(scaler, clipped, 8.0)
     scaler.unscale_(clipped)
     fast = overflowing(scaler)
     scaler.update_unless_waiting([fast, clipped])
@@ -103,7 +104,8 @@ def test_what_is_unscaled_already_is_not_rescaled() -> None:
 def test_after_an_update_nobody_waits() -> None:
     """As in a loop of the user's own, where `update` says that all have stepped."""
     scaler = LossScaler(LossScaling(init_scale=8, growth_interval=1))
-    left = sgd(8.0)
+    left = sgd(None)
+    make_by_backward(scaler, left, 8.0)
     scaler.unscale_(left)
     scaler.update()
     other = sgd(8.0)
