@@ -1,5 +1,6 @@
 """What a run shows of its precision while it trains, and at the end."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -8,7 +9,10 @@ from rich.console import Console
 from rich.progress import Progress
 from typing_extensions import override
 
+from mp_plugin.hooks import may_edit_gradients
+from mp_plugin.instance import replace_attribute
 from mp_plugin.optimizers import raise_vanishing_eps_
+from mp_plugin.scaling.verdict import gather
 from mp_plugin.telemetry.table import summary_table
 
 if TYPE_CHECKING:
@@ -26,11 +30,11 @@ class PrecisionMonitor(Callback):
 
     def __init__(self, plugin: "AdaptivePrecision") -> None:
         self.plugin = plugin
-        self._shown: tuple[float, int] | None = None
         self._is_printed = False
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self.plugin.guard.looks_twice = any(gather(may_edit_gradients(pl_module)))
         # Only here have optimizers their final settings: a checkpoint is loaded after they are built.
         if self.plugin.mode.weights == "fp16":
             for optimizer in trainer.optimizers:
@@ -42,10 +46,6 @@ class PrecisionMonitor(Callback):
     ) -> None:
         if trainer.barebones:
             return  # where logging is a warning
-        now = (self.plugin.loss_scale, self.plugin.skipped_steps)
-        if now != self._shown:
-            self._shown = now
-            pl_module.log_dict(self._bar(), prog_bar=True, logger=False, **STEP_METRIC)
         # At the end of an epoch too, for callbacks that monitor one of these.
         if trainer._logger_connector.should_update_logs or trainer.is_last_batch:
             pl_module.log_dict(self._metrics(), **STEP_METRIC)
@@ -57,12 +57,6 @@ class PrecisionMonitor(Callback):
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         self._print(trainer)
-
-    def _bar(self) -> dict[str, float]:
-        if self.plugin.scaler is not None:
-            return {"loss_scale": self.plugin.loss_scale, "skipped": float(self.plugin.skipped_steps)}
-        # Room in a progress bar is scarce: without a scale there is nothing to watch until something was skipped.
-        return {"skipped": float(self.plugin.skipped_steps)} if self.plugin.skipped_steps else {}
 
     def _metrics(self) -> dict[str, float]:
         record = self.plugin.guard.record
@@ -83,3 +77,28 @@ class PrecisionMonitor(Callback):
             live = getattr(trainer.progress_bar_callback, "progress", None)
             console = live.console if isinstance(live, Progress) else Console()
             console.print(summary_table(self.plugin.summary()))
+
+
+def show_in_progress_bar(trainer: "pl.Trainer", plugin: "AdaptivePrecision") -> Callable[[], None]:
+    """Add the loss scale and the skipped steps to whatever progress bar there is; returns what undoes it.
+
+    Logged with `prog_bar=True` they would become tensors, of which Lightning reads each one with a sync in every batch.
+    """
+    bar = trainer.progress_bar_callback
+    if bar is None:
+        return lambda: None
+    original = bar.get_metrics
+
+    def get_metrics(trainer: "pl.Trainer", model: "pl.LightningModule") -> dict[str, Any]:
+        return {**_shown(plugin), **original(trainer, model)}
+
+    return replace_attribute(bar, "get_metrics", get_metrics)
+
+
+def _shown(plugin: "AdaptivePrecision") -> dict[str, float]:
+    scale = plugin.loss_scale
+    if plugin.scaler is not None:
+        # As a whole number where it is one: a bar shows floats with three decimals.
+        return {"loss_scale": int(scale) if scale.is_integer() else scale, "skipped": plugin.skipped_steps}
+    # Room in a progress bar is scarce: without a scale there is nothing to watch until something was skipped.
+    return {"skipped": plugin.skipped_steps} if plugin.skipped_steps else {}

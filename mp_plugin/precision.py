@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from mp_plugin.autocast import autocast
-from mp_plugin.callbacks import PrecisionMonitor
+from mp_plugin.callbacks import PrecisionMonitor, show_in_progress_bar
 from mp_plugin.casting import DTYPES, cast_floating, default_dtype
 from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
 from mp_plugin.config import LossScaling
@@ -27,7 +27,7 @@ from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.schedulers import hold_on_skips
 from mp_plugin.step import take_step
-from mp_plugin.strategies import lightning_module, refuse_strategy
+from mp_plugin.strategies import lightning_module, refuse_strategy, tell_of_each_batch
 from mp_plugin.telemetry.events import Incident
 
 
@@ -155,9 +155,11 @@ class AdaptivePrecision(FSDPCapable):
             if trainer.global_step == 0:
                 self.guard.start_afresh()
             self._start = StepStart(module, retries=self.scaler.config.retries if self.scaler is not None else 0)
+            self._undo.append(tell_of_each_batch(trainer.strategy, self._start))
             monitor = PrecisionMonitor(self)
             trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
             self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
+            self._undo.append(show_in_progress_bar(trainer, self))
             self._undo.append(hold_on_skips(module, self.guard))
         return super().connect(model, optimizers, lr_schedulers)
 
@@ -167,6 +169,7 @@ class AdaptivePrecision(FSDPCapable):
             self._undo.pop()()
         if self.scaler is not None:
             self.scaler.finish()
+        self.guard.forget_losses()
         self._is_fitting, self._start = True, None
         super().teardown()
 
@@ -188,8 +191,7 @@ class AdaptivePrecision(FSDPCapable):
         # In manual optimization the optimizers stepped in here.
         if self._start is not None and not self._start.module.automatic_optimization:
             self._start.done()
-            if self.scaler is not None:
-                self.scaler.update_unless_waiting(self._start.module.trainer.optimizers)
+            self._let_the_scale_move(self._start.module)
 
     @override
     def tensor_init_context(self) -> AbstractContextManager[None]:
@@ -210,7 +212,8 @@ class AdaptivePrecision(FSDPCapable):
         if self.scaler is not None:
             if not module.automatic_optimization:
                 # Several steps within one training step: the scale moves between them, where nobody holds gradients.
-                self.scaler.update_unless_waiting(module.trainer.optimizers)
+                self._let_the_scale_move(module)
+            self.guard.saw_loss(tensor)
             tensor = self.scaler.scale(tensor)
         return super().pre_backward(tensor, module)
 
@@ -239,17 +242,20 @@ class AdaptivePrecision(FSDPCapable):
                 self._start.done()
             if self.scaler is not None:
                 self.scaler.update()
+            self.guard.forget_losses()
         return output
+
+    def _let_the_scale_move(self, module: "pl.LightningModule") -> None:
+        if self.scaler is not None and self.scaler.update_unless_waiting(module.trainer.optimizers):
+            self.guard.forget_losses()
 
     @override
     def clip_gradients(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        if self.scaler is not None and not self.scaler.is_unscaled(optimizer):
+        if self.scaler is not None:
             # In manual optimization a user clips before the step that would unscale.
             self.scaler.verdict(optimizer)
-            self.guard.checked.note(optimizer)
-        with self.guard.checked.harmless_edit(optimizer):
-            super().clip_gradients(optimizer, *args, **kwargs)
+        super().clip_gradients(optimizer, *args, **kwargs)
 
     # Checkpoints.
 

@@ -1,6 +1,7 @@
 """Run a training step again on the same batch, as if it were the first time."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -10,38 +11,63 @@ import lightning.pytorch as pl
 from torch.nn import Module
 from torchmetrics import Metric
 
+from mp_plugin.batch import BatchStart
 from mp_plugin.buffers import LastGoodBuffers
 from mp_plugin.instance import replace_attribute
 from mp_plugin.random_state import capture_random_state
 
+log = logging.getLogger(__name__)
+
 
 class StepStart:
-    """Where a training step, or a window of accumulated ones, began: buffers and random streams, to go back to.
+    """Where a training step, or a window of accumulated ones, began: batch, buffers, random streams, to go back to.
 
     Args:
         module: what trains.
-        retries: times a batch may be run again; 0 saves the cost of remembering the random streams.
+        retries: times a batch may be run again; 0 saves the cost of remembering what only that needs.
     """
 
     def __init__(self, module: "pl.LightningModule", *, retries: int) -> None:
         self.module = module
         self.buffers = LastGoodBuffers(module)
-        self._may_rewind = retries > 0
+        # In manual optimization there is no closure, and a step that takes the iterator would take the next batch.
+        is_closed = (
+            module.automatic_optimization and "dataloader_iter" not in signature(module.training_step).parameters
+        )
+        self._retries = retries if is_closed else 0
+        self.forward_passes = 0
         self._is_marked = False
+        self._batch: BatchStart | None = None
         self._restore_random_state: Callable[[], None] | None = None
 
+    @property
+    def retries(self) -> int:
+        """Times this batch may be run again: never in a window, of which the closure holds the last batch only."""
+        return self._retries if self.module.trainer.accumulate_grad_batches == 1 else 0
+
+    def next_batch(self, batch: Any, batch_idx: int) -> None:
+        """Call for each batch, when all hooks have seen it and before its first forward pass."""
+        if self.module.automatic_optimization and batch_idx % self.module.trainer.accumulate_grad_batches:
+            return  # in the middle of a window
+        self._is_marked = False
+        self._batch = BatchStart(batch) if self.retries else None
+
     def mark(self) -> None:
-        """Call before the forward pass of the first batch of a window; later calls, until `done`, change nothing."""
+        """Call before each forward pass: the first one of a window is where it began."""
+        self.forward_passes += 1
         if self._is_marked:
             return
         self._is_marked = True
         self.buffers.save()
-        if self._may_rewind:
-            self._restore_random_state = capture_random_state(self.module.device)
+        self._restore_random_state = capture_random_state(self.module.device) if self.retries else None
 
     def done(self) -> None:
         """The step was taken or skipped: the next forward pass begins a new one."""
-        self._is_marked = False
+        self._is_marked, self._batch = False, None
+
+    def restore_batch(self) -> bool:
+        """Undo what the step did to its batch; False if that is not possible."""
+        return self._batch is None or self._batch.restore()
 
     def restore_buffers(self) -> None:
         """Undo what a forward pass that overflowed wrote."""
@@ -58,21 +84,21 @@ class StepStart:
             self._restore_random_state()
 
 
-def can_run_again(module: "pl.LightningModule") -> bool:
-    """Whether the closure of this step holds all of it.
-
-    In a window of accumulated batches the closure holds the last batch only, and a `training_step` that takes the
-    iterator would take the next batch.
-    """
-    is_iterator = "dataloader_iter" in signature(module.training_step).parameters
-    return module.automatic_optimization and module.trainer.accumulate_grad_batches == 1 and not is_iterator
+def may_run_again(start: StepStart | None, retries: int) -> bool:
+    """Whether the batch of this step may be run once more, after so many times; puts the batch back if so."""
+    if start is None or retries >= start.retries:
+        return False
+    is_back = start.restore_batch()
+    if not is_back:
+        log.warning("training_step writes to its batch in place, so that an overflowed batch cannot be run again.")
+    return is_back
 
 
 @contextmanager
 def run_again(start: StepStart | None) -> Iterator[None]:
-    """Go back to where a step began, and let the block run it again without a trace in logs and metrics.
+    """Go back to where a step began, and let the block run it again: what it logs and measures counts once.
 
-    The first run has logged and measured already; a step counts once.
+    The first run has logged already; the state of torchmetrics that the module owns is put back afterwards.
     """
     assert start is not None, "a step is run again within a fit only"
     module = start.module

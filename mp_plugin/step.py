@@ -7,8 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
-from mp_plugin.hooks import may_edit_gradients
-from mp_plugin.retry import StepStart, can_run_again, known_at_first, run_again
+from mp_plugin.retry import StepStart, known_at_first, may_run_again, run_again
 from mp_plugin.scaling.guard import StepGuard, Where
 
 
@@ -41,11 +40,17 @@ def take_step(
     trainer = model.trainer
     places = {id(known): place for place, known in enumerate(trainer.optimizers)}
     where = Where(trainer.fit_loop.batch_idx, trainer.global_rank, places.get(id(optimizer), len(places)))
+    forward_passes = start.forward_passes if start is not None else 0
     result = closure()
+    # A user's own optimizer_step may have called the closure already, and hands over an empty one.
+    is_whole = start is not None and start.forward_passes > forward_passes
+    was_unscaled = guard.scaler is not None and guard.scaler.is_unscaled(optimizer)
     verdict = guard.verdict(optimizer)
     retries = 0
-    scale_is_to_blame = verdict.overflowed and guard.is_scale_to_blame(optimizer, result)
-    while scale_is_to_blame and verdict.overflowed and guard.can_back_off and retries < _retries(guard, model):
+    scale_is_to_blame = verdict.overflowed and guard.is_scale_to_blame(optimizer)
+    while (
+        scale_is_to_blame and verdict.overflowed and guard.can_back_off and is_whole and may_run_again(start, retries)
+    ):
         retries += 1
         guard.back_off(optimizer, model, where)
         with run_again(start):
@@ -53,18 +58,18 @@ def take_step(
         verdict = guard.verdict(optimizer)
 
     def spoiled_by_a_hook() -> bool:
-        if may_edit_gradients(model):
-            guard.checked.note_unless_known(optimizer)
         after_closure()
-        is_spoiled = guard.look_again(optimizer, model, where)
-        guard.checked.forget(optimizer)
-        return is_spoiled
+        # A user who clips by hand may edit what was unscaled for it, in the training step itself.
+        return (guard.looks_twice or was_unscaled) and guard.look_again(optimizer)
 
     if verdict.overflowed or spoiled_by_a_hook():
         if start is not None:
             start.restore_buffers()
-        guard.skip(optimizer, model, where, scale_is_to_blame=scale_is_to_blame)
+        guard.skip(optimizer, model, where, scale_is_to_blame=verdict.overflowed and scale_is_to_blame)
         return result
+    if result is None and model.automatic_optimization and start is not None:
+        # A user who returns no loss for a batch that overflowed: its forward pass has written to the buffers.
+        start.buffers.restore_non_finite()
 
     def again() -> Any:
         # LBFGS and SAM call the closure again, with the weights already moved: too late to skip the step, so gradients
@@ -76,7 +81,3 @@ def take_step(
 
     step = partial(guard.step, optimizer, verdict, where=where, retried=retries > 0)
     return step(known_at_first(result, again), **kwargs)
-
-
-def _retries(guard: StepGuard, model: "pl.LightningModule") -> int:
-    return guard.scaler.config.retries if guard.scaler is not None and can_run_again(model) else 0

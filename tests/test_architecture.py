@@ -14,7 +14,7 @@ MAX_LINES = 300
 # Folders and files of the package from the ground up; a new one is placed here, on purpose, before the tests pass.
 FLOORS = (
     {"_version", "errors", "checks", "formats", "config", "modes", "instance"}
-    | {"devices", "autocast", "buffers", "casting", "optimizers", "parameter_names", "random_state"},
+    | {"devices", "autocast", "buffers", "casting", "optimizers", "parameter_names", "random_state", "batch"},
     {"numerics"},
     {"scaling", "fallback", "telemetry"},
     {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks"},

@@ -24,18 +24,16 @@ class Blame:
     """The first process that has one."""
 
 
-def blame_gradients(optimizer: Optimizer, model: Module, *, rank: int, together: bool = True) -> Blame:
-    """Find the parameters whose gradient is not finite. One read, one sync.
+def blame_gradients(optimizer: Optimizer, model: Module, *, rank: int) -> Blame:
+    """Find the parameters whose gradient is not finite; all ranks together. One read, one sync.
 
     Args:
         optimizer: whose parameters.
         model: knows their names.
         rank: this process.
-        together: whether every rank calls this now; else this one speaks for itself.
     """
     parameters = [parameter for parameter in _parameters(optimizer) if parameter.grad is not None]
-    here = _not_finite(parameters, gradients(optimizer), model)
-    found = gather(here) if together else [here]
+    found = gather(_not_finite(parameters, gradients(optimizer), model))
     return merge(found, first_rank=rank if len(found) == 1 else 0)
 
 

@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from mp_plugin.config import AtMinScale
+from mp_plugin.config import AtMinScale, Policy
 from mp_plugin.errors import TrainingDivergedError
 from mp_plugin.numerics.grad_stats import all_finite
 from mp_plugin.scaling.blame import blame_gradients, blame_weights
-from mp_plugin.scaling.edits import CheckedGradients
 from mp_plugin.scaling.scaler import LossScaler
-from mp_plugin.scaling.verdict import Verdict, agree, gradients, has_other_ranks, home_device
+from mp_plugin.scaling.verdict import Verdict, agree, gradients, home_device
 from mp_plugin.telemetry.events import Action, Incident
 from mp_plugin.telemetry.record import RunRecord
 
@@ -48,7 +47,9 @@ class StepGuard:
         self.scaler = scaler
         self.dtype = dtype
         self.record = RunRecord()
-        self.checked = CheckedGradients()
+        self.looks_twice = False
+        """Whether somebody on some rank may edit gradients between the verdict and the step."""
+        self._losses: list[Tensor] = []  # of the gradients that nobody has stepped with yet, before scaling
 
     @property
     def loss_scale(self) -> float:
@@ -70,22 +71,12 @@ class StepGuard:
             return self.scaler.verdict(optimizer)
         return agree(_found_inf(optimizer), has_gradients=bool(gradients(optimizer)))
 
-    def look_again(self, optimizer: Optimizer, model: Module, where: Where) -> bool:
-        """Whether gradients that were found to be finite are so no longer, because a hook has written to them.
+    def look_again(self, optimizer: Optimizer) -> bool:
+        """Whether gradients that were found to be finite are so no longer.
 
-        One read and one sync where that happened, else neither. By each rank for itself: a hook may be on one only.
-
-        Raises:
-            TrainingDivergedError: when there are other ranks, which have agreed to step.
+        One read, one host sync; all ranks together.
         """
-        if not self.checked.are_edited(optimizer) or not _found_inf(optimizer).item():
-            return False
-        if has_other_ranks():
-            incident = self.note(optimizer, model, where, action=Action.raise_, together=False)
-            raise TrainingDivergedError(
-                f"{incident}; a hook or a clipping of your own made them so, after all ranks had agreed to step."
-            )
-        return True
+        return agree(_found_inf(optimizer), has_gradients=True).overflowed
 
     def step(
         self,
@@ -113,24 +104,32 @@ class StepGuard:
         """Whether an overflow would lower the loss scale."""
         return self.scaler is not None and self.scaler.state_if_overflowed().scale < self.scaler.get_scale()
 
-    def is_scale_to_blame(self, optimizer: Optimizer, loss: Any) -> bool:
-        """Whether a lower loss scale could cure an overflow: not if the loss was not finite before it was scaled.
+    def saw_loss(self, loss: Tensor) -> None:
+        """Remember a loss, before it is scaled, until its gradients are used. No sync."""
+        if self.scaler is not None:
+            self._losses.append(loss.detach())
+
+    def forget_losses(self) -> None:
+        """Note that all gradients were used."""
+        self._losses.clear()
+
+    def is_scale_to_blame(self, optimizer: Optimizer) -> bool:
+        """Whether a lower loss scale could cure an overflow: not if a loss was not finite before it was scaled.
 
         All ranks together; called for overflowed steps only.
-
-        Args:
-            optimizer: whose gradients overflowed.
-            loss: what the closure returned, without the loss scale; None, in manual optimization, tells nothing.
         """
-        if self.scaler is None or not isinstance(loss, Tensor):
-            return self.scaler is not None
-        found_inf = (~torch.isfinite(loss).all()).float().to(home_device(optimizer))
+        if self.scaler is None:
+            return False
+        found_inf = torch.zeros(1, device=home_device(optimizer))
+        for loss in self._losses:
+            found_inf = torch.maximum(found_inf, (~torch.isfinite(loss).all()).to(found_inf))
         return not agree(found_inf, has_gradients=True).overflowed
 
     def back_off(self, optimizer: Optimizer, model: Module, where: Where) -> None:
         """Record the overflow and lower the scale at once, so that the batch can be run again."""
         assert self.scaler is not None, "only a loss scale can be lowered"
         self.note(optimizer, model, where, action=Action.retry)
+        self.forget_losses()
         self.scaler.step(optimizer)  # which skips it, and is ready for the gradients of the next run
         self.scaler.update(run_again=True)
 
@@ -142,10 +141,10 @@ class StepGuard:
         Raises:
             TrainingDivergedError: when the weights are not finite already, or too many steps in a row were skipped.
         """
-        self.checked.forget(optimizer)
         if not scale_is_to_blame:
             self.record.skips_by_optimizer[where.optimizer_idx] += 1
-        incident = self.note(optimizer, model, where, action=self._action(where, scale_is_to_blame))
+        stays = "" if scale_is_to_blame or self.scaler is None else "not the scale's fault, which stays; "
+        incident = self.note(optimizer, model, where, action=self._action(where, scale_is_to_blame), remark=stays)
         self.record.skipped_step(self.loss_scale)
         if self.scaler is not None and scale_is_to_blame:
             self.scaler.step(optimizer)  # which skips it, and is ready for this optimizer's next gradients
@@ -153,11 +152,11 @@ class StepGuard:
             self.scaler.discard(optimizer)
         self._stop_if_weights_are_lost(incident, optimizer, model)
         if incident.action is Action.raise_:
-            floor = ", at a loss scale that cannot go lower" if scale_is_to_blame else ""
-            regardless = "" if self.scaler is None else "; LossScaling(at_min_scale='skip') goes on regardless"
             raise TrainingDivergedError(
-                f"{incident}; {self._patience} such steps in a row{floor}. The weights are those of the last good "
-                f"step. Look at the data, the learning rate and the forward pass{regardless}."
+                f"{incident}; {self._patience} such steps in a row{self._floor if scale_is_to_blame else ''}. The "
+                "weights are those of the last step that was taken. Look at the data, the learning rate and the "
+                f"forward pass{self._remedy(scale_is_to_blame)}. Parameters with {incident.kind} gradients: "
+                f"{', '.join(incident.parameters)}."
             )
 
     def zero_(self, optimizer: Optimizer, model: Module, where: Where) -> None:
@@ -165,14 +164,12 @@ class StepGuard:
         self.note(optimizer, model, where, action=Action.zeroed)
         torch._foreach_zero_(gradients(optimizer))
 
-    def note(
-        self, optimizer: Optimizer, model: Module, where: Where, *, action: Action, together: bool = True
-    ) -> Incident:
+    def note(self, optimizer: Optimizer, model: Module, where: Where, *, action: Action, remark: str = "") -> Incident:
         """Record gradients that are not finite; the first incidents, then ever fewer, also go to the log.
 
-        All ranks together, unless this one speaks for itself.
+        All ranks together.
         """
-        blame = blame_gradients(optimizer, model, rank=where.rank, together=together)
+        blame = blame_gradients(optimizer, model, rank=where.rank)
         incident = Incident(
             step=self.record.steps,
             batch_idx=where.batch_idx,
@@ -187,7 +184,7 @@ class StepGuard:
         self.record.saw(incident.loss_scale)
         is_power_of_two = self.record.total_incidents.bit_count() == 1
         if where.rank == 0 and is_power_of_two:
-            log.warning("%s; %s.", incident, self._consequence(incident.action))
+            log.warning("%s; %s%s.", incident, remark, self._consequence(incident.action))
         return incident
 
     def _stop_if_weights_are_lost(self, incident: Incident, optimizer: Optimizer, model: Module) -> None:
@@ -205,6 +202,17 @@ class StepGuard:
             return "step skipped"
         lowered = f"loss scale lowered to {self.scaler.state_if_overflowed().scale:,.15g}"
         return f"{lowered}, batch run again" if action is Action.retry else f"step skipped, {lowered}"
+
+    @property
+    def _floor(self) -> str:
+        return f", at a loss scale of {self.loss_scale:,.15g} that cannot go lower"
+
+    def _remedy(self, scale_is_to_blame: bool) -> str:
+        if self.scaler is None:
+            return ""
+        bound = "init_scale" if self.scaler.config.policy is Policy.static else "min_scale"
+        lower = f"; a lower LossScaling.{bound} gives the gradients more room" if scale_is_to_blame else ""
+        return f"{lower}; LossScaling(at_min_scale='skip') goes on regardless"
 
     @property
     def _patience(self) -> int:

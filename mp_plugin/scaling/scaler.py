@@ -15,11 +15,10 @@ from mp_plugin.checks import is_count, is_number
 from mp_plugin.config import LossScaling, Policy
 from mp_plugin.errors import CheckpointError, ConfigError, UnsupportedError
 from mp_plugin.numerics.grad_stats import largest_magnitude, local_values, unscale_
-from mp_plugin.scaling.edits import snapshot
 from mp_plugin.scaling.predictive import AmaxModel, load_model, save_model
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
 from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, gradients, home_device
-from mp_plugin.scaling.waiting import WaitingGradients
+from mp_plugin.scaling.waiting import WaitingGradients, snapshot
 
 
 class LossScaler:
@@ -53,7 +52,6 @@ class LossScaler:
         self._unscaled: dict[int, Verdict] = {}
         # From step to update: what is known about the gradients of this scale.
         self._stepped: Verdict | None = None
-        self._overflows = 0
         self._waiting = WaitingGradients()
 
     def is_enabled(self) -> bool:
@@ -161,23 +159,27 @@ class LossScaler:
         self.state = self._next_state(run_again=run_again)
         self._forget()
 
-    def update_unless_waiting(self, optimizers: Sequence[Optimizer]) -> None:
+    def update_unless_waiting(self, optimizers: Sequence[Optimizer]) -> bool:
         """Let the schedule move the scale if none of these optimizers holds gradients made under it; all ranks at once.
 
-        One that goes on holding them, while others overflow `LossScaling.patience` times, gets them rescaled instead:
-        the others must not skip for ever.
+        After an overflow it moves all the same, and what others hold is rescaled: those that overflow must not skip for
+        as long as another collects.
+
+        Returns:
+            Whether all gradients were used.
         """
         if self._stepped is None:
-            return
+            return False
         waiting = self._waiting.among(optimizers)
         if not waiting:
             self.update()
-        elif self._overflows >= self.config.patience and not any(map(self.is_unscaled, waiting)):
+        elif self._stepped.overflowed and not any(map(self.is_unscaled, waiting)):
             before = self.state.scale
             self.update()
             for optimizer in waiting:
                 torch._foreach_mul_(list(map(local_values, gradients(optimizer))), self.state.scale / before)
                 self._waiting.note(optimizer)
+        return not waiting
 
     def finish(self) -> None:
         """Let the schedule learn of the last steps; gradients that nobody stepped with count no more."""
@@ -186,13 +188,12 @@ class LossScaler:
 
     def _forget(self) -> None:
         self._unscaled.clear()
-        self._stepped, self._overflows = None, 0
+        self._stepped = None
         self._waiting.clear()
 
     def _close(self, optimizer: Optimizer) -> None:
         verdict = self._unscaled.pop(id(optimizer))
         self._stepped = verdict if self._stepped is None else self._stepped | verdict
-        self._overflows += verdict.overflowed
         self._waiting.forget(optimizer)
 
     def _next_state(self, *, run_again: bool = False) -> ScaleState:

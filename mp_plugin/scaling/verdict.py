@@ -1,5 +1,6 @@
 """May this optimizer step? Its gradients, and one answer for all ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -72,6 +73,16 @@ def agree(found_inf: Tensor, *, has_gradients: bool, amax: Tensor | None = None)
     dist.all_reduce(answers, op=dist.ReduceOp.MAX)
     any_gradients, overflowed, *largest = _read(answers)
     return Verdict(bool(overflowed), bool(any_gradients), *largest)
+
+
+def agree_each(answers: Sequence[bool], optimizers: Sequence[Optimizer]) -> list[bool]:
+    """Return for each optimizer whether any rank says yes: one all-reduce for all, if there are other ranks."""
+    if not has_other_ranks() or not optimizers:
+        return list(answers)
+    home = home_device(optimizers[0])
+    votes = torch.tensor([float(answer) for answer in answers], device=meeting_place(home, dist.get_backend_config()))
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return [bool(vote) for vote in _read(votes)]
 
 
 def gather(answer: Answer) -> list[Answer]:

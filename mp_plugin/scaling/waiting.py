@@ -2,12 +2,21 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch.optim import Optimizer
 
-from mp_plugin.numerics.grad_stats import grad_amax
-from mp_plugin.scaling.edits import Snapshot, snapshot
-from mp_plugin.scaling.verdict import agree, gradients, has_other_ranks, home_device
+from mp_plugin.numerics.grad_stats import grad_amax, local_part
+from mp_plugin.scaling.verdict import agree_each, gradients
+
+Snapshot = list[tuple[int, int]]
+"""Which gradients an optimizer has, and how often each was written to."""
+
+
+def snapshot(optimizer: Optimizer) -> Snapshot:
+    """Identify an optimizer's gradients; another answer later means that they changed. No sync."""
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # FSDP2 adds to the local part of a gradient, of which the gradient's own version knows nothing.
+    return [(id(grad), local_part(grad)._version) for grad in grads]
 
 
 class WaitingGradients:
@@ -44,17 +53,11 @@ class WaitingGradients:
         Gradients that were set to None or to zero wait for nothing. Telling zeros from an edit takes one read of them
         and one sync.
         """
-        waiting = []
-        for optimizer in optimizers:
-            waits = id(optimizer) in self._left and self._has_something(optimizer)
-            if has_other_ranks():
-                # By the same reduction as a verdict: if one rank holds something, all wait. A rank that holds nothing
-                # takes part, as FSDP may have given it no part of what this optimizer trains.
-                here = torch.tensor([float(waits)], device=home_device(optimizer))
-                waits = agree(here, has_gradients=True).overflowed
-            if waits:
-                waiting.append(optimizer)
-        return waiting
+        here = [id(optimizer) in self._left and self._has_something(optimizer) for optimizer in optimizers]
+        # If one rank holds something, all wait. A rank that holds nothing takes part, as FSDP may have given it no part
+        # of what an optimizer trains.
+        waiting = agree_each(here, optimizers)
+        return [optimizer for optimizer, waits in zip(optimizers, waiting, strict=True) if waits]
 
     def _has_something(self, optimizer: Optimizer) -> bool:
         now = snapshot(optimizer)

@@ -49,15 +49,13 @@ class Operators(TorchDispatchMode):
 
 
 class CountOneStep(Callback):
-    """Counts the operators of one whole batch."""
+    """Counts the operators of one whole batch, all that Lightning does after it included."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == COUNTED_BATCH:
             self.operators = Operators(pl_module)
             self.operators.__enter__()
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == COUNTED_BATCH:
+        if batch_idx == COUNTED_BATCH + 1:
             self.operators.__exit__(None, None, None)
 
 

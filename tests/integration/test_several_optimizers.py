@@ -127,10 +127,10 @@ class OneOverflows(Manual):
 
 def test_an_optimizer_that_holds_gradients_does_not_stop_the_others_for_ever() -> None:
     model = OneOverflows()
-    plugin = fit(model, batches=8, growth_interval=100, patience=2)
-    assert model.scales == [4, 2, 2, 1, 1, 1, 1, 1]
-    assert (model.a.item(), model.b.item()) == (-4.0, -8.0)
-    assert (plugin.skipped_steps, plugin.effective_step) == (4, 5)
+    plugin = fit(model, batches=8, growth_interval=100)
+    assert model.scales == [2, 1, 1, 1, 1, 1, 1, 1]
+    assert (model.a.item(), model.b.item()) == (-6.0, -8.0)
+    assert (plugin.skipped_steps, plugin.effective_step) == (2, 7)
 
 
 class ClipsAndThinksBetter(Manual):
@@ -160,3 +160,18 @@ class ClipsEachBatch(ClipsAndThinksBetter):
 def test_clipping_what_is_still_being_collected_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="all backward passes of a step first, then clip_gradients"):
         fit(ClipsEachBatch(), batches=2)
+
+
+class NaNNowAndThen(Manual):
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()[0]
+        optimizer.zero_grad()
+        self.manual_backward(self.a.sum() * (float("nan") if batch_idx % 2 else 1.0))
+        optimizer.step()
+
+
+def test_a_loss_that_was_not_finite_leaves_the_scale_alone() -> None:
+    """The plugin sees each loss when it is scaled, in manual optimization too."""
+    model = NaNNowAndThen()
+    plugin = fit(model, batches=8, growth_interval=100)
+    assert (model.a.item(), plugin.skipped_steps, model.scales) == (-4.0, 4, [4] * 8)

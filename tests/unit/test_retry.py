@@ -161,7 +161,7 @@ def test_manual_optimization_skips_and_restores_what_was_poisoned() -> None:
     model = Manual()
     quiet_trainer(plugins=[plugin]).fit(model, regression_data())
     assert (plugin.effective_step, plugin.skipped_steps, plugin.retried_steps) == (14, 2, 0)
-    assert plugin.loss_scale == 2.0**14
+    assert plugin.loss_scale == 2.0**15  # the losses themselves were not finite
     assert all(buffer.isfinite().all() for buffer in model.buffers())
     # Only what was poisoned goes back: another optimizer of the same step may have made good use of the rest.
     assert model.net[1].num_batches_tracked == 8

@@ -70,7 +70,7 @@ def test_a_hopeless_run_stops_with_good_weights_and_says_why() -> None:
     training = scaled(init_scale=1, patience=3)
     training.step(1.0)
     good = [parameter.clone() for parameter in training.model.parameters()]
-    expected = r"inf gradients in 1.weight; 3 such steps in a row, at a loss scale that cannot go lower"
+    expected = r"inf gradients in 1.weight; 3 such steps in a row, at a loss scale of 1 that cannot go lower"
     training.step(math.inf)
     training.step(math.inf)
     with pytest.raises(TrainingDivergedError, match=expected):
@@ -216,7 +216,12 @@ def test_backing_off_from_a_scale_that_was_too_high_costs_no_patience() -> None:
 )
 def test_when_the_scale_is_to_blame(make: Any, loss: Any, expected: bool) -> None:
     training = make()
-    assert training.guard.is_scale_to_blame(training.optimizer, loss) is expected
+    training.guard.saw_loss(torch.tensor(2.0))
+    if loss is not None:
+        training.guard.saw_loss(loss)
+    assert training.guard.is_scale_to_blame(training.optimizer) is expected
+    training.guard.forget_losses()
+    assert training.guard.is_scale_to_blame(training.optimizer) is (training.guard.scaler is not None)
 
 
 def test_starting_afresh_forgets_scale_and_record() -> None:

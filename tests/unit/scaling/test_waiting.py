@@ -75,21 +75,25 @@ def make_by_backward(scaler: LossScaler, optimizer: torch.optim.Optimizer, gradi
         optimizer.param_groups[0]["params"][0].grad = torch.full((2,), gradient)
 
 
-def test_what_is_held_too_long_is_rescaled_and_goes_on_waiting() -> None:
-    scaler = LossScaler(LossScaling(init_scale=8, patience=2))
+def test_what_is_held_when_others_overflow_is_rescaled_and_goes_on_waiting() -> None:
+    scaler = LossScaler(LossScaling(init_scale=8, growth_interval=1))
     slow = sgd(None)
     make_by_backward(scaler, slow, 8.0)
-    for expected in (8, 4, 4, 2):
+    for expected in (4, 2):
         fast = overflowing(scaler)
         scaler.update_unless_waiting([fast, slow])
         assert scaler.get_scale() == expected
     assert gradient_of(slow).tolist() == [2.0, 2.0]
+    fast = sgd(2.0)
+    scaler.step(fast)
+    assert not scaler.update_unless_waiting([fast, slow])
+    assert scaler.get_scale() == 2
     scaler.step(slow)
     assert slow.param_groups[0]["params"][0].tolist() == [-1.0, -1.0]
 
 
 def test_what_is_unscaled_already_is_not_rescaled() -> None:
-    scaler = LossScaler(LossScaling(init_scale=8, patience=1))
+    scaler = LossScaler(LossScaling(init_scale=8))
     clipped = sgd(None)
     make_by_backward(scaler, clipped, 8.0)
     scaler.unscale_(clipped)
@@ -115,12 +119,13 @@ def test_after_an_update_nobody_waits() -> None:
 
 
 def test_a_checkpoint_of_a_waiting_moment_knows_of_the_steps_before() -> None:
-    scaler = LossScaler(LossScaling(init_scale=8))
-    slow = sgd(None)
+    scaler = LossScaler(LossScaling(init_scale=8, growth_interval=1))
+    slow, fast = sgd(None), sgd(8.0)
     make_by_backward(scaler, slow, 8.0)
-    scaler.update_unless_waiting([overflowing(scaler), slow])
+    scaler.step(fast)
+    assert not scaler.update_unless_waiting([fast, slow])
     saved = scaler.state_dict()
-    assert (scaler.get_scale(), saved["scale"]) == (8, 4)
+    assert (scaler.get_scale(), saved["scale"]) == (8, 16)
     scaler.step(slow)
-    scaler.update_unless_waiting([slow])
+    assert scaler.update_unless_waiting([slow])
     assert scaler.state_dict() == saved
