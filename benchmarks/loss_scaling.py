@@ -41,6 +41,7 @@ from mp_plugin import AdaptivePrecision, LossScaling
 from mp_plugin.scaling.scaler import LossScaler
 
 SCALERS = ("dynamic", "predictive", "static", "GradScaler")
+FULL = 10_000
 WARM_UP = 100
 PROBE_EVERY = 50
 SYNTHETIC = ("synthetic: drift", "synthetic: step change", "synthetic: spikes", "synthetic: gap")
@@ -226,7 +227,7 @@ def run_all(work: Callable[..., dict[str, Any]], names: tuple[str, ...], *argume
 def main() -> None:
     """Measure, print and write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10_000, help="optimizer steps of each training")
+    parser.add_argument("--steps", type=int, default=FULL, help="optimizer steps of each training; only the default is written to results/")
     steps = parser.parse_args().steps
     console = Console()
     found = circumstances()
@@ -236,6 +237,9 @@ def main() -> None:
     show(f"Trainings of {steps:,} steps: in the first {WARM_UP} + later", trainings, console)
     static = {name: 2.0 ** steady_exponent(name) for name in (*TRAININGS, *SYNTHETIC)}
     note = "trainings run in parallel, one per core: their seconds compare among themselves only"
+    if steps != FULL:
+        console.print(f"Not written down: {steps:,} steps are a look, {FULL:,} the benchmark.")
+        return
     write("loss_scaling", {**found, "note": note, "static_scales": static, "traces": traces, "trainings": trainings})
 
 
