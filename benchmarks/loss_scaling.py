@@ -227,7 +227,8 @@ def run_all(work: Callable[..., dict[str, Any]], names: tuple[str, ...], *argume
 def main() -> None:
     """Measure, print and write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=FULL, help="optimizer steps of each training; only the default is written to results/")
+    written = "of each training; only the default is written to results/"
+    parser.add_argument("--steps", type=int, default=FULL, help=f"optimizer steps {written}")
     steps = parser.parse_args().steps
     console = Console()
     found = circumstances()
