@@ -143,7 +143,9 @@ class _Slot(NamedTuple):
         return buffer
 
     def is_in_shape(self) -> bool:
-        buffer = self.buffers.get(self.name)
+        if self.name not in self.buffers:  # the dictionary of a scripted module has no `get`
+            return False
+        buffer = self.buffers[self.name]
         return buffer is not None and _is_dense(buffer) and buffer.shape == self.shape
 
 

@@ -164,6 +164,18 @@ def test_a_lazy_buffer_is_kept_once_it_has_values() -> None:
     assert_bitwise_equal([module.running_mean], [before])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # deprecated, and still trained with
+def test_a_scripted_module_has_a_way_back_too() -> None:
+    module = torch.jit.script(torch.nn.BatchNorm1d(2))
+    good = LastGoodBuffers(module)
+    good.save()
+    assert _operators(good.save) == ["aten._foreach_copy_.default"] * 2
+    module(torch.full((2, 2), math.nan))
+    good.restore()
+    assert module.running_mean.tolist() == [0, 0]
+    assert module.num_batches_tracked == 0
+
+
 def inference_tensor() -> torch.Tensor:
     with torch.inference_mode():
         return torch.ones(3)
