@@ -1,8 +1,11 @@
 """The plugin's part of a checkpoint, and its exchange with Lightning's own plugins."""
 
+import math
 from typing import Any
 
+from mp_plugin.checks import is_count, is_number
 from mp_plugin.errors import CheckpointError
+from mp_plugin.modes import MODES
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.telemetry.record import RunRecord
 
@@ -16,6 +19,7 @@ STOCK_KEYS = (*OFFERED_KEYS, "native_amp_scaling_state")
 
 _OUR_OWN = ("version", "precision", "record")
 _SCALER_STATE_OF_STOCK = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+_SETTINGS = ("growth_factor", "backoff_factor", "growth_interval")
 
 
 def pack(precision: str, scaler: LossScaler | None, record: RunRecord) -> dict[str, Any]:
@@ -27,7 +31,8 @@ def pack(precision: str, scaler: LossScaler | None, record: RunRecord) -> dict[s
 def unpack(state: dict[str, Any], scaler: LossScaler | None) -> RunRecord:
     """Load the scaler's state, if there is one on both sides, and return the counters.
 
-    A checkpoint of another precision is welcome: it has no scale to give, or nobody takes it.
+    A checkpoint of another precision is welcome: it has no scale to give, or nobody takes it. Damage is refused all the
+    same.
 
     Raises:
         CheckpointError: when the state is damaged or newer than this release; nothing is loaded then.
@@ -35,13 +40,21 @@ def unpack(state: dict[str, Any], scaler: LossScaler | None) -> RunRecord:
     if not isinstance(state, dict):
         raise CheckpointError(f"The precision state is {state!r}; accepted: a dict.")
     version = state.get("version")
-    if version != STATE_VERSION:
+    # A boolean equals 1, and a tensor compares to another tensor.
+    if not is_count(version) or version != STATE_VERSION:
         raise CheckpointError(f"The precision state has version={version!r}; accepted: {STATE_VERSION}.")
+    precision = state.get("precision")
+    if not isinstance(precision, str) or precision not in MODES:
+        raise CheckpointError(f"The precision state has precision={precision!r}; accepted: {', '.join(MODES)}.")
+    receiver = scaler if scaler is not None else LossScaler()  # one that only looks
+    known = {*_OUR_OWN, *receiver.state_dict()}
+    if unknown := [key for key in state if key not in known]:
+        raise CheckpointError(f"The precision state has unknown {unknown!r}; accepted: {sorted(known)}.")
     if not isinstance(state.get("record"), dict):
         raise CheckpointError(f"The precision state has record={state.get('record')!r}; accepted: a dict of counters.")
     record = RunRecord.from_state_dict(state["record"])
-    if scaler is not None and state.get("precision") == "16-mixed":
-        scaler.load_state_dict({key: value for key, value in state.items() if key not in _OUR_OWN})
+    if MODES[precision].scales_loss:
+        _load_scaler({key: value for key, value in state.items() if key not in _OUR_OWN}, receiver)
     return record
 
 
@@ -62,11 +75,20 @@ def adopt_stock(checkpoint: dict[str, Any], scaler: LossScaler | None) -> None:
     if scaler is None:
         return
     for key in STOCK_KEYS:
+        state = checkpoint.get(key)
         # A stock bf16-mixed run leaves an empty state.
-        if checkpoint.get(key):
-            state = checkpoint[key]
+        if state is not None and state != {}:
             if isinstance(state, dict):
                 # A scaler derived from torch's may have left more.
                 state = {name: state[name] for name in _SCALER_STATE_OF_STOCK if name in state}
-            scaler.load_state_dict(state)
+            _load_scaler(state, scaler)
             return
+
+
+def _load_scaler(state: Any, scaler: LossScaler) -> None:
+    """Load a scaler's state whose settings, which nobody takes, are numbers too."""
+    if isinstance(state, dict):
+        for key in _SETTINGS:
+            if key in state and not is_number(state[key], lowest=-math.inf):
+                raise CheckpointError(f"The loss scaler state has {key}={state[key]!r}; accepted: a finite number.")
+    scaler.load_state_dict(state)

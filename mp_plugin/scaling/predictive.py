@@ -51,6 +51,8 @@ class AmaxModel:
     """Square of the forecast's spread."""
     gap: float = 0.0
     """Bits by which gradients inside the backward pass may be larger than those of parameters."""
+    too_high_scale: float = 0.0
+    """Highest scale that overflowed while no step had been seen; 0 if there is none, and once there is a step."""
 
 
 def observe(model: AmaxModel, log2_amax: float) -> AmaxModel:
@@ -67,7 +69,7 @@ def observe(model: AmaxModel, log2_amax: float) -> AmaxModel:
     """
     gap = max(model.gap - 1 / GAP_STEPS, 0.0)
     if model.observed == 0:
-        return replace(model, observed=1, mean=log2_amax, gap=gap)
+        return AmaxModel(observed=1, mean=log2_amax, variance=model.variance, gap=gap)
     error = log2_amax - model.mean
     spread_weight = max(1 / (model.observed + PRIOR_STEPS), SPREAD_RATE)
     return AmaxModel(
@@ -138,4 +140,10 @@ def load_model(state: dict[str, Any]) -> AmaxModel:
                 f"The loss scaler state has amax_{name}={saved.get(name)!r}; accepted: a number, "
                 f"{lowest:.15g} to {_BITS:.15g}."
             )
+    # Checkpoints of earlier releases lack it.
+    scale = saved.get("too_high_scale", 0.0)
+    if not is_number(scale, lowest=0):
+        raise CheckpointError(
+            f"The loss scaler state has amax_too_high_scale={scale!r}; accepted: a finite number, at least 0."
+        )
     return AmaxModel(**saved)

@@ -92,7 +92,12 @@ def _predict(state: ScaleState, config: LossScaling, amax: float) -> ScaleState:
         # Nothing was learned, from no gradients or from a batch that had nothing to teach.
         return replace(state, overflows_at_floor=0, overflowed_at=0.0)
     level = min(max(highest_scale(model), config.min_scale), config.max_scale)
+    too_high = state.model.too_high_scale if model.observed else 0.0
     state = replace(state, model=model, overflows_at_floor=0, overflowed_at=0.0)
+    if too_high:
+        # The way back from a blind back-off, short of what overflowed: another batch may have had the larger gradients.
+        scale = min(level, max(_power_of_two(too_high / 2), config.min_scale))
+        return replace(state, scale=scale, growth_tracker=0)
     if level <= state.scale:
         return replace(state, scale=level, growth_tracker=0)
     clean_steps = state.growth_tracker + 1
@@ -106,14 +111,16 @@ def _missed(state: ScaleState, config: LossScaling, run_again: bool) -> ScaleSta
     model = state.model
     # The forecast missed by more than its margin, nobody knows how much: as far down again, so that a retry will do.
     factor = min(config.backoff_factor, 2.0 ** -margin(model) if model.observed else BLIND_BACKOFF)
-    if model.observed and not run_again:
+    if not model.observed:
+        model = replace(model, too_high_scale=max(model.too_high_scale, state.scale))
+    elif not run_again:
         model = learn_gap(model, overflowed_at=state.scale, log2_amax=None)
     return replace(
         state,
         scale=max(_power_of_two(state.scale * factor), config.min_scale),
         growth_tracker=0,
         model=model,
-        overflowed_at=state.scale if run_again and model.observed else 0.0,
+        overflowed_at=state.scale if run_again else 0.0,
     )
 
 

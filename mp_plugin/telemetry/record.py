@@ -1,6 +1,7 @@
 """The counters of a run, and what it says about itself at the end."""
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,8 +85,7 @@ class RunRecord:
         counters = {name: getattr(self, name) for name in _COUNTERS}
         return {
             **counters,
-            "lowest_scale": self.lowest_scale,
-            "highest_scale": self.highest_scale,
+            **{name: getattr(self, name) for name in _SCALES},
             **{name: dict(getattr(self, name)) for name in _TABLES},
         }
 
@@ -94,21 +94,27 @@ class RunRecord:
         """Rebuild the counters.
 
         Raises:
-            CheckpointError: for a missing or impossible counter.
+            CheckpointError: for a missing, unknown or impossible counter.
         """
+        known = (*_COUNTERS, *_SCALES, *_TABLES)
+        if unknown := [key for key in state if key not in known]:
+            raise CheckpointError(f"The precision state has unknown {unknown!r} in record; accepted: {sorted(known)}.")
         for name in _COUNTERS:
             if not is_count(state.get(name)):
                 raise CheckpointError(
                     f"The precision state has {name}={state.get(name)!r}; accepted: a whole number, at least 0."
                 )
-        for name in ("lowest_scale", "highest_scale"):
+        for name in _SCALES:
             if state.get(name) is not None and not is_number(state[name], lowest=0):
                 raise CheckpointError(f"The precision state has {name}={state[name]!r}; accepted: a number, or None.")
         # Checkpoints of the first release lack two of them.
         tables = {name: state.get(name, {}) for name in _TABLES}
         for name, table in tables.items():
-            if not isinstance(table, dict) or not all(map(is_count, table.values())):
-                raise CheckpointError(f"The precision state has {name}={table!r}; accepted: a dict of counts.")
+            is_key, keys = _TABLES[name]
+            if not isinstance(table, dict) or not all(is_key(k) and is_count(v) for k, v in table.items()):
+                raise CheckpointError(
+                    f"The precision state has {name}={table!r}; accepted: a dict of counts by {keys}."
+                )
         return cls(
             **{name: state[name] for name in _COUNTERS},
             lowest_scale=state.get("lowest_scale"),
@@ -125,4 +131,11 @@ class RunRecord:
 
 
 _COUNTERS = ("effective_step", "skipped_steps", "retried_steps", "skips_in_a_row", "total_incidents")
-_TABLES = ("by_parameter", "skips_by_optimizer", "steps_at_turn")
+_SCALES = ("lowest_scale", "highest_scale")
+_PLACES: tuple[Callable[[object], bool], str] = (is_count, "whole numbers, at least 0")
+# What their keys are: whether a value is one, and in words.
+_TABLES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "by_parameter": (lambda key: isinstance(key, str), "strings"),
+    "skips_by_optimizer": _PLACES,
+    "steps_at_turn": _PLACES,
+}

@@ -148,6 +148,9 @@ DAMAGE: dict[str, dict[str, Any]] = {
     "record of another kind": {"record": [1, 2]},
     "negative counter": {"record": {"effective_step": -1}},
     "version": {"version": "1"},
+    "version is a tensor": {"version": torch.ones(3)},
+    "precision": {"precision": "banana"},
+    "interval": {"growth_interval": "x"},
     "unknown key": {"growth_tracker": 3},
 }
 

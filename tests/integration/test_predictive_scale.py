@@ -62,6 +62,26 @@ def test_far_too_high_it_finds_its_level_and_loses_no_batch() -> None:
     assert 2**-6 <= plugin.loss_scale / best_feasible_scale(trainer.lightning_module) <= 1
 
 
+def test_a_first_batch_that_is_bad_does_not_hold_the_scale_down() -> None:
+    """It overflows at every scale, and the others at none of these."""
+    plugin = fp16()
+    trainer = train(plugin, epochs=1, fault=overflowing_at(0))
+    assert (plugin.skipped_steps, plugin.retried_steps, plugin.effective_step) == (1, 0, 7)
+    assert 2**-6 <= plugin.loss_scale / best_feasible_scale(trainer.lightning_module) <= 1
+
+
+def test_a_run_saved_between_a_blind_back_off_and_the_first_step_resumes(tmp_path: Path) -> None:
+    """The one batch before the checkpoint was lost: the resumed run still goes straight to its level."""
+    saving, resumed = fp16(), fp16()
+    trainer = quiet_trainer(plugins=[saving], limit_train_batches=1)
+    trainer.fit(Regression(optimizer=torch.optim.AdamW, lr=0.01, fault=overflowing_at(0)), regression_data())
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert (saving.effective_step, saving.loss_scale) == (0, 1.0)
+    train(resumed, epochs=2, ckpt=tmp_path / "run.ckpt")
+    assert resumed.effective_step > 0
+    assert resumed.loss_scale >= 2.0**9
+
+
 def test_what_it_observes_are_true_gradients() -> None:
     """Against the gradients of the same step in fp32."""
     plugin = fp16(init_scale=2.0**10)

@@ -41,6 +41,17 @@ def test_a_run_may_change_its_precision(saved: str, loaded: str) -> None:
     [
         ({"version": 2}, r"version=2; accepted: 1"),
         ({"version": None}, r"version=None; accepted: 1"),
+        ({"version": True}, r"version=True; accepted: 1"),
+        ({"version": torch.ones(3)}, r"version=tensor\(.*; accepted: 1"),
+        ({"version": torch.ones(())}, r"version=tensor\(.*; accepted: 1"),
+        ({"precision": None}, r"precision=None; accepted: 32-true, tf32, bf16-mixed, 16-mixed, "),
+        ({"precision": "fp16"}, r"precision='fp16'; accepted: 32-true, "),
+        ({"precision": ["16-mixed"]}, r"precision=\['16-mixed'\]; accepted: 32-true, "),
+        ({"precision": torch.ones(3)}, r"precision=tensor\(.*; accepted: 32-true, "),
+        ({"growth_factor": "x"}, r"growth_factor='x'; accepted: a finite number"),
+        ({"backoff_factor": torch.ones(3)}, r"backoff_factor=tensor\(.*; accepted: a finite number"),
+        ({"growth_interval": True}, r"growth_interval=True; accepted: a finite number"),
+        ({"record": {**record_of(1).state_dict(), "bogus": 1}}, r"unknown \['bogus'\] in record; accepted: \['by_par"),
         ({"record": None}, r"record=None; accepted: a dict of counters"),
         ({"record": {}}, r"effective_step=None"),
         ({"record": {**record_of(1).state_dict(), "by_parameter": 7}}, r"by_parameter=7; accepted: a dict of counts"),
@@ -55,6 +66,31 @@ def test_damage_is_refused_and_nothing_loaded(damage: dict[str, Any], message: s
     with pytest.raises(CheckpointError, match=message):
         unpack({**pack("16-mixed", scaler_at(64), record_of(3)), **damage}, into)
     assert into.get_scale() == 2
+
+
+@pytest.mark.parametrize("key", ["version", "precision", "record", "scale", "_growth_tracker"])
+@pytest.mark.parametrize("into", [scaler_at(2), None], ids=["fp16", "bf16"])
+def test_a_missing_part_is_refused_whoever_loads(key: str, into: LossScaler | None) -> None:
+    state = pack("16-mixed", scaler_at(64), record_of(3))
+    del state[key]
+    with pytest.raises(CheckpointError, match=f"state has {key}=None; accepted: "):
+        unpack(state, into)
+    assert into is None or into.get_scale() == 2
+
+
+@pytest.mark.parametrize("saved", ["16-mixed", "bf16-mixed"])
+def test_an_unknown_key_is_refused_without_a_scaler_too(saved: str) -> None:
+    state = pack(saved, scaler_at(64) if saved == "16-mixed" else None, record_of(3))
+    with pytest.raises(CheckpointError, match=r"state has unknown \['scael'\]; accepted: \['_growth_tracker', "):
+        unpack({**state, "scael": 8.0}, None)
+
+
+def test_a_state_without_what_stock_does_not_know_is_taken() -> None:
+    state, into = pack("16-mixed", scaler_at(64), record_of(3)), scaler_at(2)
+    for key in ("hysteresis_tracker", "overflows_at_floor", "growth_factor", "backoff_factor", "growth_interval"):
+        del state[key]
+    unpack(state, into)
+    assert into.get_scale() == 64
 
 
 @pytest.mark.parametrize("state", [None, "junk", [1]])
@@ -112,6 +148,7 @@ def test_what_a_scaler_derived_from_stock_left_besides_is_not_ours_to_judge() ->
 
 
 def test_a_stock_state_that_is_damaged_is_refused() -> None:
-    for state in ("junk", {"growth_factor": 2.0}):
+    stock = {**torch.amp.GradScaler("cpu").state_dict(), "scale": 8.0}
+    for state in ("junk", torch.ones(3), {"growth_factor": 2.0}, {**stock, "growth_interval": "x"}):
         with pytest.raises(CheckpointError, match="The loss scaler state"):
             adopt_stock({"MixedPrecision": state}, scaler_at(2))

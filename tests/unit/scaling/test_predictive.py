@@ -165,6 +165,22 @@ def test_a_gap_is_given_back_bit_by_bit() -> None:
     assert model.gap == 0
 
 
+def test_a_scale_that_overflowed_before_the_first_step_is_kept_until_then() -> None:
+    blind = AmaxModel(too_high_scale=2.0**15)
+    assert load_model(save_model(blind)) == blind
+    assert observe(blind, -3.0) == observe(AmaxModel(), -3.0)
+    earlier = save_model(AmaxModel())
+    del earlier["amax_too_high_scale"]
+    assert load_model(earlier) == AmaxModel()
+
+
+@pytest.mark.parametrize("damaged", [-1.0, math.nan, math.inf, True, "x", None])
+def test_such_a_scale_that_is_none_is_refused(damaged: Any) -> None:
+    message = f"amax_too_high_scale={damaged!r}; accepted: a finite number, at least 0"
+    with pytest.raises(CheckpointError, match=message):
+        load_model({**save_model(AmaxModel()), "amax_too_high_scale": damaged})
+
+
 def test_round_trip() -> None:
     model = dataclasses.replace(model_of(dice(100, mean=-30)), gap=1.25)
     assert load_model({"scale": 2.0, **save_model(model)}) == model

@@ -87,6 +87,54 @@ def test_far_too_high_it_loses_no_batch() -> None:
     assert math.log2(states[-1].scale) == pytest.approx(level_of(bits), abs=2)
 
 
+@pytest.mark.parametrize("retries", [0, 1, 2])
+@pytest.mark.parametrize("level", [4.0, 12.0])
+def test_after_a_blind_back_off_it_goes_straight_to_the_level(retries: int, level: float) -> None:
+    """Not after sixteen steps and by doublings, whether the batch was run again or lost."""
+    config = predictive(init_scale=2.0**15, retries=retries, min_scale=2.0**-30)
+    state = advance(initial_state(config), overflowed=True, run_again=retries > 0, config=config)
+    assert state.scale == 0.5
+    state = advance(state, overflowed=False, amax=2.0**level, config=config)
+    assert state.scale == 2.0 ** math.floor(math.log2(65504) - level - 4.7534)
+    # Only once: from here on it rises as always.
+    smaller = clean(state, config, *[2.0 ** (level - 12)] * 15)
+    assert max(later.scale for later in smaller) == state.scale
+
+
+def test_it_stays_below_what_overflowed_even_if_the_next_batch_has_small_gradients() -> None:
+    """Another batch may have had the larger ones, so they tell no gap."""
+    config = predictive(init_scale=2.0**15, retries=0)
+    state = advance(initial_state(config), overflowed=True, config=config)
+    state = advance(state, overflowed=False, amax=2.0**-30, config=config)
+    assert (state.scale, state.model.gap) == (2.0**14, 0)
+
+
+def test_also_if_that_needs_several_and_zeros_come_first() -> None:
+    """Batch 0 is bad at every scale, batch 1 has no gradient but zeros."""
+    config = predictive(init_scale=2.0**15)
+    state = initial_state(config)
+    for run_again in (True, False):
+        state = advance(state, overflowed=True, run_again=run_again, config=config)
+    assert state.scale == config.min_scale
+    states = clean(state, config, 0.0, 2.0**2)
+    assert [s.scale for s in states] == [1.0, 1.0, 2.0**9]
+
+
+def test_a_scale_that_is_low_for_another_reason_still_rises_by_doublings() -> None:
+    config = predictive()
+    low = ScaleState(scale=2.0**6)  # taken over from a dynamic scale
+    assert [s.scale for s in clean(low, config, *[1.0] * 17)] == [2.0**6] * 16 + [2.0**7, 2.0**8]
+
+
+def test_the_first_gradients_after_a_blind_back_off_tell_a_gap() -> None:
+    """They do not explain the overflow at the first scale, so half of it is the most that may have fitted."""
+    config = predictive(init_scale=2.0**15)
+    state = advance(initial_state(config), overflowed=True, run_again=True, config=config)
+    state = advance(state, overflowed=False, amax=2.0**-6, config=config)
+    assert state.model.gap == pytest.approx(math.log2(65504) + 6 - 15 + 1, abs=1e-3)
+    assert state.overflowed_at == 0
+
+
 def test_it_falls_at_once_as_far_as_the_forecast_says() -> None:
     config = predictive()
     state = ScaleState(scale=2.0**17, model=AmaxModel(observed=1000, mean=-3.0, variance=0.1))

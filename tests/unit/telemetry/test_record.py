@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -62,3 +63,32 @@ def test_state_round_trip() -> None:
 def test_damaged_state_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="accepted: a whole number, at least 0"):
         RunRecord.from_state_dict({**eventful().state_dict(), **damage})
+
+
+@pytest.mark.parametrize(
+    ("damage", "keys"),
+    [
+        ({"steps_at_turn": {"0": 1}}, "whole numbers, at least 0"),
+        ({"steps_at_turn": {-1: 1}}, "whole numbers, at least 0"),
+        ({"skips_by_optimizer": {True: 1}}, "whole numbers, at least 0"),
+        ({"skips_by_optimizer": {0.0: 1}}, "whole numbers, at least 0"),
+        ({"by_parameter": {3: 1}}, "strings"),
+    ],
+    ids=str,
+)
+def test_a_table_by_something_else_is_refused(damage: dict[str, Any], keys: str) -> None:
+    ((name, table),) = damage.items()
+    message = re.escape(f"{name}={table!r}; accepted: a dict of counts by {keys}.")
+    with pytest.raises(CheckpointError, match=message):
+        RunRecord.from_state_dict({**eventful().state_dict(), **damage})
+
+
+def test_tables_round_trip() -> None:
+    record = RunRecord(steps_at_turn={0: 3, 2: 1})
+    record.skips_by_optimizer[1] += 2
+    assert RunRecord.from_state_dict(record.state_dict()) == record
+
+
+def test_an_unknown_key_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"unknown \['bogus'\] in record; accepted: \['by_parameter', "):
+        RunRecord.from_state_dict({**eventful().state_dict(), "bogus": 1})
