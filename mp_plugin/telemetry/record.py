@@ -69,7 +69,9 @@ class RunRecord:
             precision: Lightning's name of the precision.
             scale: the loss scale now; None without loss scaling.
         """
-        scales = {"now": scale, "min": self.lowest_scale or scale, "max": self.highest_scale or scale}
+        # The scale of now may be one that no step has used yet.
+        used = [each for each in (scale, self.lowest_scale, self.highest_scale) if each is not None]
+        scales = {"now": scale, "min": min(used, default=scale), "max": max(used, default=scale)}
         return {
             "precision": precision,
             "steps": self.steps,

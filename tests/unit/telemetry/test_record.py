@@ -33,7 +33,7 @@ def test_summary_is_json_with_the_worst_parameter_first() -> None:
         "effective_steps": 1,
         "skipped_steps": 2,
         "retried_steps": 0,
-        "loss_scale": {"now": 2.0, "min": 4.0, "max": 8.0},
+        "loss_scale": {"now": 2.0, "min": 2.0, "max": 8.0},
         "incidents": {"total": 2, "by_parameter": {"b": 2, "a": 1}},
     }
     assert list(summary["incidents"]["by_parameter"]) == ["b", "a"]
