@@ -15,6 +15,7 @@ from mp_plugin.batch import BatchStart
 from mp_plugin.buffers import LastGoodBuffers
 from mp_plugin.instance import replace_attribute
 from mp_plugin.random_state import capture_random_state
+from mp_plugin.scaling.verdict import gather
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +86,13 @@ class StepStart:
 
 
 def may_run_again(start: StepStart | None, retries: int) -> bool:
-    """Whether the batch of this step may be run once more, after so many times; puts the batch back if so."""
+    """Whether the batch of this step may be run once more, after so many times; puts the batch back if so.
+
+    All ranks together: what one of them cannot run again, none does.
+    """
     if start is None or retries >= start.retries:
         return False
-    is_back = start.restore_batch()
+    is_back = all(gather(start.restore_batch()))
     if not is_back:
         log.warning("training_step writes to its batch in place, so that an overflowed batch cannot be run again.")
     return is_back

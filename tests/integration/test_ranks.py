@@ -26,6 +26,15 @@ class SpoiledOnRankOne(Regression):
             self.net[0].weight.grad.fill_(float("inf"))  # type: ignore[union-attr, operator]
 
 
+class WritesOnRankOne(SpoiledOnRankOne):
+    """Its batch is written to on one rank, which therefore cannot run it again."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_rank == 1:
+            batch[0].mul_(1.0)
+        return super().training_step(batch, batch_idx)
+
+
 class LostOnRankOne(Regression):
     """A weight of one rank turns to NaN."""
 
@@ -46,6 +55,10 @@ def train_all(out: Path) -> None:
         trainer.fit(module, regression_data(batches=4))
         result = {"weights": weights(module), "summary": plugin.summary(), "scale": plugin.loss_scale}
         torch.save(result, out / f"{variant}-{fused}-rank{trainer.global_rank}.pt")
+    plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=2 * FEASIBLE))
+    trainer = quiet_trainer(plugins=[plugin], strategy="ddp", devices=2, use_distributed_sampler=False)
+    trainer.fit(WritesOnRankOne(), regression_data(batches=4))
+    torch.save(plugin.summary(), out / f"written-rank{trainer.global_rank}.pt")
     plugin = AdaptivePrecision("fp16", scaling=LossScaling(policy="predictive"))
     trainer = quiet_trainer(plugins=[plugin], strategy="ddp", devices=2)
     trainer.fit(Regression(optimizer=torch.optim.AdamW), regression_data(batches=8))
@@ -79,6 +92,13 @@ def test_inf_on_one_rank_is_answered_by_both(trained: Path, variant: str, fused:
     assert [tuple(rank["summary"][name] for name in counters) for rank in ranks] == [expected] * 2
     named = [set(rank["summary"]["incidents"]["by_parameter"]) for rank in ranks]
     assert named == [{"net.0.weight"}] * 2
+
+
+@pytest.mark.xdist_group("ranks")
+def test_what_one_rank_cannot_run_again_none_does(trained: Path) -> None:
+    summaries = [torch.load(trained / f"written-rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert summaries[0] == summaries[1]
+    assert (summaries[0]["effective_steps"], summaries[0]["skipped_steps"]) == (3, 1)
 
 
 @pytest.mark.xdist_group("ranks")
