@@ -129,7 +129,6 @@ class StepGuard:
         """Record the overflow and lower the scale at once, so that the batch can be run again."""
         assert self.scaler is not None, "only a loss scale can be lowered"
         self.note(optimizer, model, where, action=Action.retry)
-        self.forget_losses()
         self.scaler.step(optimizer)  # which skips it, and is ready for the gradients of the next run
         self.scaler.update(run_again=True)
 

@@ -52,6 +52,7 @@ class LossScaler:
         self._unscaled: dict[int, Verdict] = {}
         # From step to update: what is known about the gradients of this scale.
         self._stepped: Verdict | None = None
+        self._anything_used = False  # gradients of this scale, be it without a word to the schedule
         self._waiting = WaitingGradients()
 
     def is_enabled(self) -> bool:
@@ -144,6 +145,7 @@ class LossScaler:
     def discard(self, optimizer: Optimizer) -> None:
         """Drop this optimizer's gradients without a step and without a word to the schedule."""
         del self._unscaled[id(optimizer)]
+        self._anything_used = True
         self._waiting.forget(optimizer)
 
     def state_if_overflowed(self) -> ScaleState:
@@ -168,12 +170,12 @@ class LossScaler:
         Returns:
             Whether all gradients were used.
         """
-        if self._stepped is None:
+        if not self._anything_used:
             return False
         waiting = self._waiting.among(optimizers)
         if not waiting:
             self.update()
-        elif self._stepped.overflowed and not any(map(self.is_unscaled, waiting)):
+        elif self._stepped is not None and self._stepped.overflowed and not any(map(self.is_unscaled, waiting)):
             before = self.state.scale
             self.update()
             for optimizer in waiting:
@@ -188,12 +190,13 @@ class LossScaler:
 
     def _forget(self) -> None:
         self._unscaled.clear()
-        self._stepped = None
+        self._stepped, self._anything_used = None, False
         self._waiting.clear()
 
     def _close(self, optimizer: Optimizer) -> None:
         verdict = self._unscaled.pop(id(optimizer))
         self._stepped = verdict if self._stepped is None else self._stepped | verdict
+        self._anything_used = True
         self._waiting.forget(optimizer)
 
     def _next_state(self, *, run_again: bool = False) -> ScaleState:

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -132,3 +133,13 @@ def test_batch_norm_survives_a_step_that_returns_nothing(precision: str) -> None
     model = GivesUpOnNaN()
     quiet_trainer(plugins=[AdaptivePrecision(precision)]).fit(model, regression_data())
     assert model.net[1].running_mean.isfinite().all()
+
+
+class Released(pl.Callback):
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        assert trainer.precision_plugin._start._batch is None
+
+
+def test_a_batch_is_not_kept_beyond_its_step() -> None:
+    """It would lie in the device's memory beside the next one."""
+    train(Regression(), callbacks=[Released()])

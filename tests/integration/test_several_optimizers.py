@@ -175,3 +175,21 @@ def test_a_loss_that_was_not_finite_leaves_the_scale_alone() -> None:
     model = NaNNowAndThen()
     plugin = fit(model, batches=8, growth_interval=100)
     assert (model.a.item(), plugin.skipped_steps, model.scales) == (-4.0, 4, [4] * 8)
+
+
+class NaNThenOverflow(Manual):
+    """A loss that is not finite in the first batch, an overflow with a finite loss in the second."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()[0]
+        optimizer.zero_grad()
+        self.manual_backward(self.a.sum() * (float("nan") if batch_idx == 0 else 1.0))
+        if batch_idx == 1:
+            self.a.grad.fill_(float("inf"))  # type: ignore[union-attr]
+        optimizer.step()
+
+
+def test_a_loss_speaks_for_its_own_gradients_only() -> None:
+    model = NaNThenOverflow()
+    fit(model, batches=3, growth_interval=100)
+    assert model.scales == [4, 2, 2]

@@ -22,6 +22,7 @@ def test_what_a_step_takes_out_is_put_back() -> None:
     start = BatchStart(batch)
     del batch["pair"].labels  # type: ignore[attr-defined]
     inner[1].pop("labels")
+    inner[1]["added"] = 1
     inner.append("more")
     batch["rest"][1]["a"] = 2  # type: ignore[index]
     batch.clear()
