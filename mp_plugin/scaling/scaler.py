@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from mp_plugin.checks import is_count, is_number
 from mp_plugin.config import LossScaling, Policy
 from mp_plugin.errors import CheckpointError, ConfigError, UnsupportedError
-from mp_plugin.numerics.grad_stats import largest_magnitude, local_values, unscale_
+from mp_plugin.numerics.grad_stats import all_finite, largest_magnitude, local_values, unscale_
 from mp_plugin.scaling.predictive import AmaxModel, load_model, save_model
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
 from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, gradients, home_device
@@ -54,6 +54,9 @@ class LossScaler:
         self._stepped: Verdict | None = None
         self._anything_used = False  # gradients of this scale, be it without a word to the schedule
         self._waiting = WaitingGradients()
+        # Gradients, by id, that are unscaled while another optimizer waits, which may be one of the same weights. They
+        # live until a backward pass makes others.
+        self._shared: set[int] = set()
 
     def is_enabled(self) -> bool:
         """Whether losses are scaled: always, as for `GradScaler(enabled=True)`."""
@@ -88,7 +91,12 @@ class LossScaler:
                 "A loss scale needs gradients in fp32 or bf16, and this optimizer has fp16 ones; "
                 "accepted: fp32 parameters with precision '16-mixed', or precision '16-true' without scaling."
             )
-        found_inf = unscale_(grads, self.state.scale).to(home_device(optimizer))
+        scaled = [grad for grad in grads if id(grad) not in self._shared]
+        found_inf = unscale_(scaled, self.state.scale).to(home_device(optimizer))
+        if len(scaled) < len(grads):
+            found_inf = torch.maximum(found_inf, (~all_finite(grads)).to(found_inf))
+        if self._waiting.besides(optimizer):
+            self._shared.update(map(id, grads))
         amax = largest_magnitude(grads) if self.config.policy is Policy.predictive else None
         verdict = agree(found_inf, has_gradients=bool(grads), amax=amax)
         self._unscaled[id(optimizer)] = verdict
@@ -120,8 +128,10 @@ class LossScaler:
         before = [snapshot(optimizer) for optimizer in optimizers]
         yield
         for optimizer, known in zip(optimizers, before, strict=True):
-            if snapshot(optimizer) == known:
+            now = snapshot(optimizer)
+            if now == known:
                 continue
+            self._shared -= {identity for identity, _ in set(now) - set(known)}
             if self.is_unscaled(optimizer):
                 raise UnsupportedError(
                     "backward() added scaled gradients to those that clip_gradients() has unscaled already; "
@@ -175,13 +185,19 @@ class LossScaler:
         waiting = self._waiting.among(optimizers)
         if not waiting:
             self.update()
-        elif self._stepped is not None and self._stepped.overflowed and not any(map(self.is_unscaled, waiting)):
+        elif self._may_rescale(waiting):
             before = self.state.scale
             self.update()
             for optimizer in waiting:
                 torch._foreach_mul_(list(map(local_values, gradients(optimizer))), self.state.scale / before)
                 self._waiting.note(optimizer)
         return not waiting
+
+    def _may_rescale(self, waiting: list[Optimizer]) -> bool:
+        is_scaled = not any(map(self.is_unscaled, waiting)) and not any(
+            id(grad) in self._shared for optimizer in waiting for grad in gradients(optimizer)
+        )
+        return self._stepped is not None and self._stepped.overflowed and is_scaled
 
     def finish(self) -> None:
         """Let the schedule learn of the last steps; gradients that nobody stepped with count no more."""
@@ -192,6 +208,7 @@ class LossScaler:
         self._unscaled.clear()
         self._stepped, self._anything_used = None, False
         self._waiting.clear()
+        self._shared.clear()
 
     def _close(self, optimizer: Optimizer) -> None:
         verdict = self._unscaled.pop(id(optimizer))

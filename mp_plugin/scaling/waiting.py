@@ -43,6 +43,10 @@ class WaitingGradients:
         """Note that the optimizer has stepped, or was made to skip."""
         self._left.pop(id(optimizer), None)
 
+    def besides(self, optimizer: Optimizer) -> bool:
+        """Whether another optimizer waits too. No sync."""
+        return any(known != id(optimizer) for known in self._left)
+
     def clear(self) -> None:
         """Note that nobody waits any more."""
         self._left.clear()

@@ -188,10 +188,14 @@ class Shared(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.clips = False
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.zero_grad()
         self.manual_backward(self.weight.sum())
         for optimizer in self.optimizers():
+            if self.clips:
+                self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="value")
             optimizer.step()
 
     def configure_optimizers(self) -> Any:
@@ -203,10 +207,14 @@ def test_a_gradient_that_two_optimizers_share_is_unscaled_twice_by_stock() -> No
     assert theirs.weight.tolist() == [-1 - 1 / SCALE] * 2
 
 
-@pytest.mark.xfail(strict=True, reason="LossScaler unscales by optimizer, not by gradient, as torch's GradScaler does")
-def test_a_gradient_that_two_optimizers_share_is_unscaled_once() -> None:
-    ours = fit(fp16(), Shared(), limit_train_batches=1)
-    assert ours.weight.tolist() == [-2.0] * 2
+@pytest.mark.parametrize(("clips", "step"), [(False, 1.0), (True, 0.5)])
+def test_a_gradient_that_two_optimizers_share_is_unscaled_once(clips: bool, step: float) -> None:
+    model = Shared()
+    model.clips = clips
+    plugin = fp16(growth_interval=1)
+    fit(plugin, model, limit_train_batches=3)
+    assert model.weight.tolist() == [-6 * step] * 2
+    assert plugin.loss_scale > SCALE
 
 
 class InTurn(Shared):
