@@ -88,6 +88,13 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
     return pl.Trainer(**{**defaults, **options})
 
 
+def fit(plugin: Any, model: Any = None, data: Any = None, **options: Any) -> Any:
+    """Train with a plugin for an epoch, by default the regression on its data; returns the model."""
+    model = Regression() if model is None else model
+    quiet_trainer(plugins=[plugin], **options).fit(model, data or regression_data())
+    return model
+
+
 def weights(module: torch.nn.Module) -> list[Tensor]:
     """A copy of a module's parameters."""
     return [parameter.detach().clone() for parameter in module.parameters()]

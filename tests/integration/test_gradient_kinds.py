@@ -11,10 +11,9 @@ from mp_plugin import AdaptivePrecision, LossScaling
 from tests.helpers.training import (
     Regression,
     assert_bitwise_equal,
+    fit,
     infinite_at,
     overflowing_at,
-    quiet_trainer,
-    regression_data,
     weights,
 )
 
@@ -23,11 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are impl
 
 SCALE = 2.0**10
 """Nothing in these small models overflows at this loss scale."""
-
-
-def fit(plugin: Any, model: Any, **options: Any) -> Any:
-    quiet_trainer(plugins=[plugin], **options).fit(model, regression_data())
-    return model
 
 
 def fp16(**options: Any) -> AdaptivePrecision:

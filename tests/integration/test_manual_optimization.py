@@ -10,12 +10,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from mp_plugin import AdaptivePrecision, LossScaling
 from mp_plugin.errors import UnsupportedError
 from mp_plugin.telemetry.events import Action
-from tests.helpers.training import Regression, assert_bitwise_equal, quiet_trainer, regression_data, weights
-
-
-def fit(plugin: Any, model: pl.LightningModule, **options: Any) -> Any:
-    quiet_trainer(plugins=[plugin], **options).fit(model, regression_data())
-    return model
+from tests.helpers.training import Regression, assert_bitwise_equal, fit, quiet_trainer, regression_data, weights
 
 
 def stock(scale: float, **options: Any) -> MixedPrecision:

@@ -20,6 +20,7 @@ from mp_plugin.telemetry.events import Action
 from tests.helpers.training import (
     Regression,
     assert_bitwise_equal,
+    fit,
     infinite_at,
     overflowing_at,
     quiet_trainer,
@@ -30,11 +31,6 @@ from tests.integration.test_manual_optimization import SharpnessAware
 
 SCALE = 2.0**10
 """Nothing in these small models overflows at this loss scale."""
-
-
-def fit(plugin: Any, model: Any, **options: Any) -> Any:
-    quiet_trainer(plugins=[plugin], **options).fit(model, regression_data())
-    return model
 
 
 def fp16(**options: Any) -> AdaptivePrecision:

@@ -16,8 +16,8 @@ from mp_plugin.telemetry.events import Action
 from tests.helpers.training import (
     Regression,
     assert_bitwise_equal,
+    fit,
     overflowing_at,
-    quiet_trainer,
     regression_data,
     weights,
 )
@@ -49,11 +49,6 @@ every_path = pytest.mark.parametrize(
 def model_of(name: str, implementation: str, **options: Any) -> Regression:
     optimizer, settings = OPTIMIZERS[name]
     return Regression(optimizer=optimizer, **settings, **IMPLEMENTATIONS[implementation], **options)
-
-
-def fit(plugin: Any, model: Any, data: Any = None, **options: Any) -> Any:
-    quiet_trainer(plugins=[plugin], **options).fit(model, data or regression_data())
-    return model
 
 
 def fp16(scale: float = SCALE, **options: Any) -> AdaptivePrecision:

@@ -22,7 +22,13 @@ from torch.optim.lr_scheduler import (
 )
 
 from mp_plugin import AdaptivePrecision, LossScaling
-from tests.helpers.training import Regression, infinite_at, no_fault, overflowing_at, quiet_trainer, regression_data
+from tests.helpers.training import (
+    Regression,
+    fit,
+    infinite_at,
+    no_fault,
+    overflowing_at,
+)
 
 SCHEDULERS: dict[str, Any] = {
     "one-cycle": lambda optimizer: OneCycleLR(optimizer, max_lr=1.0, total_steps=20),
@@ -62,11 +68,6 @@ class Scheduled(Regression):
     def group(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
         (group,) = optimizer.param_groups
         return float(group["lr"]), group["momentum"]
-
-
-def fit(plugin: Any, model: Scheduled, **options: Any) -> Scheduled:
-    quiet_trainer(plugins=[plugin], **options).fit(model, regression_data())
-    return model
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -16,6 +16,7 @@ from mp_plugin.modes import MODES
 from tests.helpers.training import (
     Regression,
     assert_bitwise_equal,
+    fit,
     infinite_at,
     overflowing_at,
     quiet_trainer,
@@ -25,12 +26,6 @@ from tests.helpers.training import (
 
 SCALE = 2.0**10
 """A loss scale that nothing in these small models overflows at."""
-
-
-def fit(plugin: Any, model: pl.LightningModule | None = None, **options: Any) -> Any:
-    model = model or Regression()
-    quiet_trainer(plugins=[plugin], **options).fit(model, regression_data())
-    return model
 
 
 def stock(precision: str) -> Any:
