@@ -17,7 +17,7 @@ from mp_plugin.errors import CheckpointError, ConfigError, UnsupportedError
 from mp_plugin.numerics.grad_stats import all_finite, largest_magnitude, local_values, unscale_
 from mp_plugin.scaling.predictive import AmaxModel, load_model, save_model
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
-from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, gradients, home_device
+from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, agree_each, gradients, home_device
 from mp_plugin.scaling.waiting import WaitingGradients, snapshot
 
 
@@ -194,10 +194,11 @@ class LossScaler:
         return not waiting
 
     def _may_rescale(self, waiting: list[Optimizer]) -> bool:
-        is_scaled = not any(map(self.is_unscaled, waiting)) and not any(
-            id(grad) in self._shared for optimizer in waiting for grad in gradients(optimizer)
-        )
-        return self._stepped is not None and self._stepped.overflowed and is_scaled
+        if self._stepped is None or not self._stepped.overflowed or any(map(self.is_unscaled, waiting)):
+            return False
+        # All ranks together: of a shared gradient FSDP may have given one of them no part.
+        is_shared = [any(id(grad) in self._shared for grad in gradients(optimizer)) for optimizer in waiting]
+        return not any(agree_each(is_shared, waiting))
 
     def finish(self) -> None:
         """Let the schedule learn of the last steps; gradients that nobody stepped with count no more."""

@@ -129,3 +129,19 @@ def test_a_checkpoint_of_a_waiting_moment_knows_of_the_steps_before() -> None:
     scaler.step(slow)
     assert scaler.update_unless_waiting([slow])
     assert scaler.state_dict() == saved
+
+
+def test_a_shared_gradient_that_is_unscaled_already_is_not_rescaled() -> None:
+    scaler = LossScaler(LossScaling(init_scale=8))
+    first, second = sgd(None), sgd(None)
+    second.param_groups[0]["params"] = first.param_groups[0]["params"]
+    with scaler.watch([first, second]):
+        first.param_groups[0]["params"][0].grad = torch.full((2,), 8.0)
+    scaler.step(first)
+    fast = overflowing(scaler)
+    assert not scaler.update_unless_waiting([first, fast, second])
+    assert (scaler.get_scale(), gradient_of(second).tolist()) == (8, [1.0, 1.0])
+    scaler.step(second)
+    assert second.param_groups[0]["params"][0].tolist() == [-2.0, -2.0]
+    assert scaler.update_unless_waiting([first, fast, second])
+    assert scaler.get_scale() == 4
