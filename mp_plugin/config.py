@@ -1,6 +1,8 @@
 """What a user can set, checked when it is set."""
 
 import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral, Real
@@ -71,24 +73,54 @@ class LossScaling:
 
     def __post_init__(self) -> None:
         """Check every field and turn names into enum members."""
-        set_ = object.__setattr__  # the dataclass is frozen for everybody else
-        set_(self, "policy", _choice("policy", self.policy, Policy))
-        set_(self, "at_min_scale", _choice("at_min_scale", self.at_min_scale, AtMinScale))
+        _set(self, "policy", _choice, Policy)
+        _set(self, "at_min_scale", _choice, AtMinScale)
         for name in ("min_scale", "init_scale", "max_scale"):
-            set_(self, name, _number(name, getattr(self, name), LOWEST_SCALE, HIGHEST_SCALE, "2**-64 to 2**64"))
+            _set(self, name, _number, LOWEST_SCALE, HIGHEST_SCALE, "2**-64 to 2**64")
         if not self.min_scale <= self.init_scale <= self.max_scale:
             raise ConfigError(
                 f"LossScaling.init_scale={self.init_scale:.15g} is out of order; accepted: "
                 f"min_scale ({self.min_scale:.15g}) <= init_scale <= max_scale ({self.max_scale:.15g})."
             )
         above_one, above_zero, below_one = math.nextafter(1, 2), math.nextafter(0, 1), math.nextafter(1, 0)
-        accepted = "above 1 and at most 2**64"
-        set_(self, "growth_factor", _number("growth_factor", self.growth_factor, above_one, HIGHEST_SCALE, accepted))
-        accepted = "between 0 and 1, exclusive"
-        set_(self, "backoff_factor", _number("backoff_factor", self.backoff_factor, above_zero, below_one, accepted))
+        _set(self, "growth_factor", _number, above_one, HIGHEST_SCALE, "above 1 and at most 2**64")
+        _set(self, "backoff_factor", _number, above_zero, below_one, "between 0 and 1, exclusive")
         for name in ("growth_interval", "hysteresis", "patience"):
-            set_(self, name, _count(name, getattr(self, name), lowest=1))
-        set_(self, "retries", _count("retries", self.retries, lowest=0))
+            _set(self, name, _count, 1)
+        _set(self, "retries", _count, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telemetry:
+    """How much a run finds out about each incident, and where it keeps what it found. Healthy steps cost nothing.
+
+    Raises:
+        ConfigError: when a field is outside its range; the message names the field.
+
+    Example:
+        >>> Telemetry(directory="runs/7").max_traced
+        20
+    """
+
+    max_traced: int = 20
+    """Incidents traced in full per run, each for a few runs of its batch; at least 0. Later ones are counted only."""
+    directory: str | None = None
+    """Where `telemetry/` is written, a path; None for the trainer's log directory."""
+    keep_batches: bool = False
+    """Whether to save each traced incident's batch beside it. Off, as batches can be private, and large."""
+
+    def __post_init__(self) -> None:
+        """Check every field and turn a path into a string."""
+        _set(self, "max_traced", _count, 0)
+        if self.directory is not None:
+            _set(self, "directory", _path)
+        _set(self, "keep_batches", _flag)
+
+
+def _set(config: object, name: str, check: Callable[..., object], *bounds: object) -> None:
+    """Check a field, and replace what the user gave by what the check returns."""
+    value = check(f"{type(config).__name__}.{name}", getattr(config, name), *bounds)
+    object.__setattr__(config, name, value)  # the dataclass is frozen for everybody else
 
 
 def _choice(name: str, value: object, choices: type[Enum]) -> Enum:
@@ -96,19 +128,33 @@ def _choice(name: str, value: object, choices: type[Enum]) -> Enum:
         return choices(value)
     except ValueError:
         accepted = ", ".join(repr(member.value) for member in choices)
-        raise ConfigError(f"LossScaling.{name}={value!r} is unknown; accepted: {accepted}.") from None
+        raise ConfigError(f"{name}={value!r} is unknown; accepted: {accepted}.") from None
 
 
 def _number(name: str, value: Any, lowest: float, highest: float, accepted: str) -> float:
     if not is_number(_plain(value), lowest=lowest, highest=highest):
-        raise ConfigError(f"LossScaling.{name}={value!r} is not accepted; accepted: a number, {accepted}.")
+        raise ConfigError(f"{name}={value!r} is not accepted; accepted: a number, {accepted}.")
     return float(value)
 
 
-def _count(name: str, value: Any, *, lowest: int) -> int:
+def _count(name: str, value: Any, lowest: int) -> int:
     if not is_count(_plain(value), lowest=lowest):
-        raise ConfigError(f"LossScaling.{name}={value!r} is not accepted; accepted: a whole number, at least {lowest}.")
+        raise ConfigError(f"{name}={value!r} is not accepted; accepted: a whole number, at least {lowest}.")
     return int(value)
+
+
+def _path(name: str, value: Any) -> str:
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    # An empty one would mean the current directory, and usually comes from a variable that is not set.
+    if not isinstance(path, str) or not path:
+        raise ConfigError(f"{name}={value!r} is not accepted; accepted: a path that is not empty, or None.")
+    return path
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is not accepted; accepted: True or False.")
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,9 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from mp_plugin.config import AtMinScale, LossScaling, Policy
+from mp_plugin.config import AtMinScale, LossScaling, Policy, Telemetry
 from mp_plugin.errors import ConfigError
 
 
@@ -73,3 +74,36 @@ def test_is_frozen_and_keyword_only() -> None:
         LossScaling().init_scale = 2.0  # type: ignore[misc]
     with pytest.raises(TypeError):
         LossScaling("dynamic")  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Telemetry().max_traced = 2  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Telemetry(5)  # type: ignore[misc]
+
+
+def test_telemetry_defaults() -> None:
+    assert dataclasses.asdict(Telemetry()) == {"max_traced": 20, "directory": None, "keep_batches": False}
+
+
+def test_a_path_becomes_a_string(tmp_path: Path) -> None:
+    assert Telemetry(directory=tmp_path).directory == str(tmp_path)  # type: ignore[arg-type]
+    assert Telemetry(directory="runs").directory == "runs"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("max_traced", -1, "a whole number, at least 0"),
+        ("max_traced", 2.0, "a whole number, at least 0"),
+        ("max_traced", True, "a whole number, at least 0"),
+        ("max_traced", None, "a whole number, at least 0"),
+        ("directory", 3, "a path that is not empty, or None"),
+        ("directory", "", "a path that is not empty, or None"),
+        ("directory", b"runs", "a path that is not empty, or None"),
+        ("keep_batches", 1, "True or False"),
+        ("keep_batches", "yes", "True or False"),
+    ],
+)
+def test_telemetry_out_of_range_is_refused_by_name(field: str, value: object, accepted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Telemetry(**{field: value})  # type: ignore[arg-type]
+    assert str(caught.value) == f"Telemetry.{field}={value!r} is not accepted; accepted: {accepted}."

@@ -7,7 +7,7 @@ import mp_plugin
 
 
 def test_the_public_names_are_the_agreed_list() -> None:
-    assert mp_plugin.__all__ == ["AdaptivePrecision", "LossScaling", "__version__"]
+    assert mp_plugin.__all__ == ["AdaptivePrecision", "LossScaling", "Telemetry", "__version__"]
     assert dir(mp_plugin) == mp_plugin.__all__
     for name in mp_plugin.__all__:
         assert getattr(mp_plugin, name) is not None
