@@ -16,7 +16,7 @@ from mp_plugin.autocast import autocast
 from mp_plugin.callbacks import PrecisionMonitor, show_in_progress_bar
 from mp_plugin.casting import DTYPES, cast_floating, default_dtype
 from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
-from mp_plugin.config import LossScaling
+from mp_plugin.config import LossScaling, Telemetry
 from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError
 from mp_plugin.fsdp import FSDPCapable
@@ -44,6 +44,7 @@ class AdaptivePrecision(FSDPCapable):
         precision: `32-true`, `tf32`, `bf16-mixed`, `16-mixed`, `bf16-true` or `16-true`; short `fp32`, `bf16`, `fp16`.
             `16-mixed` on a CPU is real fp16, and slow on most.
         scaling: how the loss of a `16-mixed` run is scaled; None for the defaults there and for no scaling elsewhere.
+        telemetry: how much is found out about an incident, and where it is kept; None for the defaults.
         device: autocast device type; None for the trainer's.
 
     Raises:
@@ -63,6 +64,7 @@ class AdaptivePrecision(FSDPCapable):
         precision: str | int = "bf16-mixed",
         *,
         scaling: LossScaling | None = None,
+        telemetry: Telemetry | None = None,
         device: str | None = None,
     ) -> None:
         self.mode = parse_mode(precision)
@@ -70,11 +72,14 @@ class AdaptivePrecision(FSDPCapable):
             raise ConfigError(f"scaling={scaling!r} is not accepted; accepted: a LossScaling, or None.")
         if scaling is not None and not self.mode.scales_loss:
             raise ConfigError(f"precision={self.mode.name!r} has no loss scale to configure; accepted: scaling=None.")
+        if telemetry is not None and not isinstance(telemetry, Telemetry):
+            raise ConfigError(f"telemetry={telemetry!r} is not accepted; accepted: a Telemetry, or None.")
         if device is not None:
             check_device(self.mode, device)
         # The name that Lightning and other callbacks know; they have none for TF32.
         self.precision = "32-true" if self.mode.name == "tf32" else self.mode.name  # type: ignore[assignment]
         self.device = device
+        self.telemetry = telemetry or Telemetry()
         self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []

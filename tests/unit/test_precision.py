@@ -328,6 +328,7 @@ def test_an_exception_in_the_middle_leaves_nothing_behind() -> None:
         ({"precision": "bf16", "scaling": LossScaling()}, r"precision='bf16-mixed' has no loss scale to configure"),
         ({"precision": "fp16_true", "scaling": LossScaling()}, r"precision='16-true' has no loss scale to configure"),
         ({"precision": "fp16", "scaling": {"init_scale": 2}}, r"scaling={'init_scale': 2} is not accepted"),
+        ({"telemetry": {"max_traced": 2}}, r"telemetry={'max_traced': 2} is not accepted; accepted: a Telemetry, or"),
         ({"device": "warp"}, r"device='warp' is not a device type; accepted: 'cpu'"),
     ],
 )
