@@ -103,7 +103,7 @@ class Telemetry:
     """
 
     max_traced: int = 20
-    """Incidents traced in full per run, each for a few runs of its batch; at least 0. Later ones are counted only."""
+    """Incidents traced in full per run, each for a few runs of its batch; at least 0. Later ones are only recorded."""
     directory: str | None = None
     """Where `telemetry/` is written, a path; None for the trainer's log directory."""
     keep_batches: bool = False

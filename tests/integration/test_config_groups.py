@@ -13,7 +13,7 @@ import yaml
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from mp_plugin import AdaptivePrecision, LossScaling
+from mp_plugin import AdaptivePrecision, LossScaling, Telemetry
 from mp_plugin.errors import ConfigError
 from mp_plugin.modes import ALIASES, MODES
 
@@ -63,6 +63,7 @@ def test_option_composes_and_instantiates(compose, option):
     assert isinstance(plugin, AdaptivePrecision)
     assert plugin.mode.name == MODE_OF_OPTION[option]
     assert (plugin.scaler is not None) == (option == "fp16")
+    assert plugin.telemetry == Telemetry()
 
 
 def test_a_field_of_the_scaling_can_be_overridden(compose):
@@ -77,16 +78,25 @@ def test_the_scaling_can_be_switched(compose):
     assert hydra.utils.instantiate(config.precision.scaling) == LossScaling(policy="static", init_scale=1024)
 
 
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_telemetry_can_be_switched_and_overridden(compose, option):
+    config = compose(f"+precision={option}", "precision/telemetry=none")
+    assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(max_traced=0)
+    config = compose(f"+precision={option}", "precision.telemetry.keep_batches=true")
+    assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(keep_batches=True)
+
+
 @pytest.mark.parametrize(
     ("override", "choices"),
     [
         ("+precision=fp8", OPTIONS),
         ("precision/scaling=off", ["dynamic", "predictive", "static"]),
+        ("precision/telemetry=off", ["none", "light"]),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_choices(compose, override, choices):
     with pytest.raises(MissingConfigException) as error:
-        compose(*(["+precision=fp16"] if "scaling" in override else []), override)
+        compose(*([] if override.startswith("+") else ["+precision=fp16"]), override)
     assert override.partition("=")[2] in str(error.value)
     for choice in choices:
         assert choice in str(error.value).split()
@@ -119,6 +129,7 @@ def test_schemas_are_valid_schemas(name):
         ({"precision": {"precision": "fp8"}}, "'fp8' is not valid"),
         ({"precision": {"dtype": "bf16"}}, "'dtype' was unexpected"),
         ({"precision": {"scaling": {"_target_": "mp_plugin.LossScaling", "patience": 0}}}, "is not valid"),
+        ({"precision": {"telemetry": {"_target_": "mp_plugin.Telemetry", "max_traced": -1}}}, "is not valid"),
         ({"trainer": {"precision": "bf16-mixed"}}, "is not of type 'null'"),
         ({"trainer": {"plugins": []}}, "does not contain items"),
     ],
@@ -139,10 +150,11 @@ def test_schema_has_the_plugins_parameters_and_names():
     assert names == {*MODES, *ALIASES}
 
 
-def test_schema_has_the_fields_and_defaults_of_loss_scaling():
-    properties = SCHEMAS["scaling"]["properties"]
-    assert properties.keys() - {"_target_", "defaults"} == {field.name for field in fields(LossScaling)}
-    for field in fields(LossScaling):
+@pytest.mark.parametrize(("name", "described"), [("scaling", LossScaling), ("telemetry", Telemetry)])
+def test_schema_has_the_fields_and_defaults_of_its_class(name, described):
+    properties = SCHEMAS[name]["properties"]
+    assert properties.keys() - {"_target_", "defaults"} == {field.name for field in fields(described)}
+    for field in fields(described):
         assert field.default is not MISSING
         assert properties[field.name]["default"] == getattr(field.default, "value", field.default)
 
@@ -180,7 +192,28 @@ def test_schema_and_class_draw_the_same_lines(name, accepted, refused):
             validator("scaling").validate({"_target_": "mp_plugin.LossScaling", name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "accepted", "refused"),
+    [
+        ("max_traced", [0, 20], [-1, 1.5, "all", None]),
+        ("directory", [None, "runs/7"], ["", 7, True]),
+        ("keep_batches", [True, False], [0, "yes", None]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_schema_and_telemetry_draw_the_same_lines(name, accepted, refused):
+    for value in accepted:
+        Telemetry(**{name: value})
+        validator("telemetry").validate({"_target_": "mp_plugin.Telemetry", name: value})
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"Telemetry.{name}="):
+            Telemetry(**{name: value})
+        with pytest.raises(jsonschema.ValidationError):
+            validator("telemetry").validate({"_target_": "mp_plugin.Telemetry", name: value})
+
+
 def test_schema_lets_a_value_come_from_elsewhere():
+    validator("telemetry").validate({"_target_": "mp_plugin.Telemetry", "directory": "${paths.output_dir}"})
     validator("scaling").validate({"_target_": "mp_plugin.LossScaling", "init_scale": "${model.init_scale}"})
     with pytest.raises(jsonschema.ValidationError):
         validator("scaling").validate({"_target_": "mp_plugin.LossScaling", "init_scale": "model.init_scale"})
@@ -190,3 +223,8 @@ def test_schema_lets_a_value_come_from_elsewhere():
 def test_scaling_files_say_what_the_class_says(policy):
     node = OmegaConf.load(CONF / "precision" / "scaling" / f"{policy}.yaml")
     assert hydra.utils.instantiate(node) == LossScaling(policy=policy)
+
+
+def test_the_light_telemetry_says_what_the_class_says():
+    node = OmegaConf.load(CONF / "precision" / "telemetry" / "light.yaml")
+    assert hydra.utils.instantiate(node) == Telemetry()

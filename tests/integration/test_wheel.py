@@ -109,6 +109,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, tree):
         "mp_plugin/conf/__init__.py",
         "mp_plugin/conf/precision/bf16.yaml",
         "mp_plugin/conf/precision/scaling/dynamic.yaml",
+        "mp_plugin/conf/precision/telemetry/light.yaml",
         "mp_plugin/conf/schemas/precision.json",
     }
     assert "mp-plugin = mp_plugin.cli:main" in entry_points
@@ -147,6 +148,8 @@ def test_the_apps_own_file_wins(environment, tmp_path):
     show = (python, tmp_path / "app" / "show.py")
     assert json.loads(run_checked(*show, "+precision=bf16", cwd=tmp_path).stdout)["precision"] == "the app's own"
     ours = json.loads(run_checked(*show, "+precision=fp32", cwd=tmp_path).stdout)["precision"]
+    telemetry = {"_target_": "mp_plugin.Telemetry", "max_traced": 20, "directory": None, "keep_batches": False}
+    assert ours.pop("telemetry") == telemetry
     assert ours == {"_target_": "mp_plugin.AdaptivePrecision", "precision": "32-true", "device": None}
 
 
