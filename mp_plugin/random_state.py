@@ -2,13 +2,66 @@
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
-def capture_random_state(device: torch.device) -> Callable[[], None]:
-    """Remember the state of every random stream; returns what goes back to it.
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """Where every random stream stood; `capture_random_state` makes one."""
+
+    device: torch.device
+    """Where the model computes."""
+    python: Any
+    numpy: Any
+    """Of NumPy's global stream; None if nobody had imported it."""
+    cpu: Tensor
+    on_device: Tensor | None
+    """None if the model computes on the CPU."""
+
+    def __call__(self) -> None:
+        """Go back to it; the same as `restore`."""
+        self.restore()
+
+    def restore(self) -> None:
+        """Go back to it. No sync."""
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.on_device is not None:
+            torch.get_device_module(self.device).set_rng_state(self.on_device, self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as numbers, strings, tuples and CPU tensors, which `torch.load(weights_only=True)` reads."""
+        numpy = self.numpy
+        if numpy is not None:
+            name, words, *rest = numpy
+            numpy = (name, torch.from_numpy(words.astype("int64")), *rest)
+        return {
+            "device": str(self.device),
+            "python": self.python,
+            "numpy": numpy,
+            "cpu": self.cpu,
+            "on_device": self.on_device,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "RandomState":
+        """Rebuild what `state_dict` returned, for example to run a saved batch again."""
+        numpy = state["numpy"]
+        if numpy is not None:
+            name, words, *rest = numpy
+            numpy = (name, words.numpy().astype("uint32"), *rest)
+        return cls(torch.device(state["device"]), state["python"], numpy, state["cpu"], state["on_device"])
+
+
+def capture_random_state(device: torch.device) -> RandomState:
+    """Remember the state of every random stream; calling what is returned goes back to it.
 
     Python's, NumPy's if anybody imported it, torch's on the CPU and on the given device. No sync.
 
@@ -22,19 +75,11 @@ def capture_random_state(device: torch.device) -> Callable[[], None]:
         >>> torch.equal(torch.rand(1), first)
         True
     """
-    python = random.getstate()
     numpy = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy is not None else None
-    cpu = torch.get_rng_state()
-    module = torch.get_device_module(device) if device.type != "cpu" else None
-    on_device = module.get_rng_state(device) if module is not None else None
-
-    def restore() -> None:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(numpy_state)
-        torch.set_rng_state(cpu)
-        if module is not None:
-            module.set_rng_state(on_device, device)
-
-    return restore
+    return RandomState(
+        device,
+        random.getstate(),
+        numpy.random.get_state() if numpy is not None else None,
+        torch.get_rng_state(),
+        torch.get_device_module(device).get_rng_state(device) if device.type != "cpu" else None,
+    )
