@@ -19,3 +19,7 @@ class CheckpointError(MpPluginError, ValueError):
 
 class TrainingDivergedError(MpPluginError, RuntimeError):
     """Step after step had non-finite gradients, and nothing is left to try."""
+
+
+class TelemetryError(MpPluginError, ValueError):
+    """A file of recorded incidents is damaged, or from another release."""
