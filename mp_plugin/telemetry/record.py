@@ -35,6 +35,12 @@ class RunRecord:
     highest_scale: float | None = None
     by_parameter: Counter[str] = field(default_factory=Counter)
     """How often each parameter's gradient was not finite."""
+    by_cause: Counter[str] = field(default_factory=Counter)
+    by_origin: Counter[str] = field(default_factory=Counter)
+    """Incidents of each known origin, in words."""
+    by_trace: Counter[str] = field(default_factory=Counter)
+    """Incidents that were `traced`, and the others by what their evidence has as `untraced`: `repeat`, `budget`, `off`,
+    `no closure`, else `unknown`."""
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=KEPT_INCIDENTS))
     """Newest last; not part of a checkpoint."""
 
@@ -61,6 +67,10 @@ class RunRecord:
         self.total_incidents += 1
         self.incidents.append(incident)
         self.by_parameter.update(incident.parameters)
+        self.by_cause[incident.cause.value] += 1
+        self.by_trace["traced" if incident.traced else str(incident.evidence.get("untraced", "unknown"))] += 1
+        if incident.operator is not None:
+            self.by_origin[origin_in_words(incident)] += 1
 
     def summary(self, *, precision: str, scale: float | None) -> dict[str, Any]:
         """Return the record as plain JSON values.
@@ -79,7 +89,14 @@ class RunRecord:
             "skipped_steps": self.skipped_steps,
             "retried_steps": self.retried_steps,
             "loss_scale": None if scale is None else scales,
-            "incidents": {"total": self.total_incidents, "by_parameter": dict(self.by_parameter.most_common())},
+            "incidents": {
+                "total": self.total_incidents,
+                "traced": self.by_trace["traced"],
+                "untraced": {why: count for why, count in self.by_trace.most_common() if why != "traced"},
+                "by_cause": dict(self.by_cause.most_common()),
+                "by_parameter": dict(self.by_parameter.most_common()),
+                "origins": dict(self.by_origin.most_common()),
+            },
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,7 +126,7 @@ class RunRecord:
         for name in _SCALES:
             if state.get(name) is not None and not is_number(state[name], lowest=0):
                 raise CheckpointError(f"The precision state has {name}={state[name]!r}; accepted: a number, or None.")
-        # Checkpoints of the first release lack two of them.
+        # Checkpoints of earlier releases lack some of them.
         tables = {name: state.get(name, {}) for name in _TABLES}
         for name, table in tables.items():
             is_key, keys = _TABLES[name]
@@ -122,6 +139,9 @@ class RunRecord:
             lowest_scale=state.get("lowest_scale"),
             highest_scale=state.get("highest_scale"),
             by_parameter=Counter(tables["by_parameter"]),
+            by_cause=Counter(tables["by_cause"]),
+            by_origin=Counter(tables["by_origin"]),
+            by_trace=Counter(tables["by_trace"]),
             skips_by_optimizer=Counter(tables["skips_by_optimizer"]),
             steps_at_turn=dict(tables["steps_at_turn"]),
         )
@@ -132,12 +152,24 @@ class RunRecord:
         self.highest_scale = scale if self.highest_scale is None else max(self.highest_scale, scale)
 
 
+def origin_in_words(incident: Incident) -> str:
+    """Say in short where the non-finite numbers of an incident with a known origin came from."""
+    layer = f" in {incident.layer}" if incident.layer else ""
+    location = f" ({incident.location})" if incident.location else ""
+    # The cause tells the pass: a forward origin runs in the forward pass.
+    return f"{incident.operator}{layer}{location}: {incident.cause.value}"
+
+
 _COUNTERS = ("effective_step", "skipped_steps", "retried_steps", "skips_in_a_row", "total_incidents")
 _SCALES = ("lowest_scale", "highest_scale")
+_NAMES: tuple[Callable[[object], bool], str] = (lambda key: isinstance(key, str), "strings")
 _PLACES: tuple[Callable[[object], bool], str] = (is_count, "whole numbers, at least 0")
 # What their keys are: whether a value is one, and in words.
 _TABLES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "by_parameter": (lambda key: isinstance(key, str), "strings"),
+    "by_parameter": _NAMES,
+    "by_cause": _NAMES,
+    "by_origin": _NAMES,
+    "by_trace": _NAMES,
     "skips_by_optimizer": _PLACES,
     "steps_at_turn": _PLACES,
 }

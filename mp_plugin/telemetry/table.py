@@ -1,12 +1,22 @@
 """The end-of-fit table."""
 
+from collections import Counter
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+LISTED_ORIGINS = 3
 LISTED_PARAMETERS = 5
 """An overflow usually reaches every parameter above it: the few most frequent tell as much as all of them."""
+
+WHY_UNTRACED = {
+    "repeat": "of a known origin",
+    "budget": "beyond max_traced",
+    "off": "beyond max_traced",
+    "no closure": "in steps that cannot be run again",
+}
+"""What the evidence of an untraced incident says, in words for the table."""
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
@@ -26,6 +36,12 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row("loss scale", f"{scale['now']:,.15g} (min {scale['min']:,.15g}, max {scale['max']:,.15g})")
     incidents = summary["incidents"]
     table.add_row("incidents", f"{incidents['total']:,}")
+    if incidents["by_cause"]:
+        table.add_row("  by cause", ", ".join(f"{cause} {count:,}" for cause, count in incidents["by_cause"].items()))
+    if incidents["untraced"]:
+        table.add_row("  traced", _traced(incidents))
+    for origin, count in list(incidents["origins"].items())[:LISTED_ORIGINS]:
+        table.add_row(f"  origin of {count:,}", escape(origin))
     by_parameter = list(incidents["by_parameter"].items())
     # A line that says "and 1 more" could as well name it.
     listed = LISTED_PARAMETERS if len(by_parameter) > LISTED_PARAMETERS + 1 else len(by_parameter)
@@ -34,3 +50,12 @@ def summary_table(summary: dict[str, Any]) -> Table:
     if listed < len(by_parameter):
         table.add_row(f"  and {len(by_parameter) - listed:,} more parameters", "")
     return table
+
+
+def _traced(incidents: dict[str, Any]) -> str:
+    """Say how many incidents were traced, and why the others were not."""
+    reasons: Counter[str] = Counter()
+    for why, count in incidents["untraced"].items():
+        reasons[WHY_UNTRACED.get(why, "that could not be traced")] += count
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    return f"{incidents['traced']:,} of {incidents['total']:,}: {listed}"

@@ -2,6 +2,7 @@ import io
 
 from rich.console import Console
 
+from mp_plugin.telemetry.events import Cause
 from mp_plugin.telemetry.record import RunRecord
 from mp_plugin.telemetry.table import summary_table
 from tests.unit.telemetry.test_events import incident
@@ -48,3 +49,39 @@ def test_a_line_that_would_stand_for_one_parameter_names_it() -> None:
     text = rendered(record, 1.0)
     assert "layer5" in text
     assert "more parameters" not in text
+
+
+def explained(*untraced: str, origins: int = 0) -> RunRecord:
+    record = RunRecord()
+    for number in range(origins):
+        for _ in range(number + 1):
+            record.add(incident(operator=f"aten.op{number}", layer="[net]", cause=Cause.forward, traced=True))
+    for why in untraced:
+        record.add(incident(cause=Cause.backward, evidence={"untraced": why} if why else {}))
+    return record
+
+
+def test_shows_causes_and_the_most_frequent_origins() -> None:
+    lines = [" ".join(line.strip("│").split()) for line in rendered(explained("budget", origins=4), 1.0).splitlines()]
+    assert "by cause │ forward 10, backward 1" in lines
+    assert [line for line in lines if line.startswith("origin")] == [
+        "origin of 4 │ aten.op3 in [net]: forward",
+        "origin of 3 │ aten.op2 in [net]: forward",
+        "origin of 2 │ aten.op1 in [net]: forward",
+    ]
+
+
+def test_says_what_was_not_traced_and_why() -> None:
+    def traced(*untraced: str) -> str:
+        return " ".join(rendered(explained(*untraced, origins=2), 1.0).replace("│", "").split())
+
+    assert "traced 3 of 6: 2 of a known origin, 1 beyond max_traced" in traced("repeat", "repeat", "budget")
+    assert "traced 3 of 5: 2 beyond max_traced" in traced("off", "budget")
+    assert "traced 3 of 5: 1 in steps that cannot be run again, 1 that could not be traced" in traced("no closure", "")
+    assert "traced" not in traced()
+
+
+def test_without_incidents_there_is_one_row() -> None:
+    text = rendered(RunRecord(), 1.0)
+    assert "by cause" not in text
+    assert "traced" not in text
