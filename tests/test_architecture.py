@@ -17,7 +17,7 @@ FLOORS = (
     | {"devices", "autocast", "buffers", "casting", "optimizers", "parameter_names", "random_state", "batch"},
     {"numerics"},
     {"scaling", "fallback", "telemetry"},
-    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks"},
+    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks", "alerts"},
     {"report", "compare", "cli", "doctor"},
 )
 LIGHTNING_FLOOR = 3
