@@ -1,0 +1,80 @@
+"""Which layer is running: the names of the modules whose forward pass has begun and not ended."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from mp_plugin.parameter_names import plain_name
+
+
+class LayerStack:
+    """While entered, know the qualified name of the innermost module that runs; for incidents only.
+
+    Two hooks on every module that is there when it is entered, gone when it is left. A module that was registered under
+    several names goes by the one below the module that calls it.
+
+    Args:
+        root: the model, whose own name is empty.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+        >>> stack, seen = LayerStack(net), []
+        >>> hook = net[1].register_forward_hook(lambda *_: seen.append(stack.current))
+        >>> with stack:
+        ...     _ = net(torch.zeros(1, 2))
+        >>> seen
+        ['1']
+    """
+
+    def __init__(self, root: Module) -> None:
+        self._names: dict[int, list[str]] = defaultdict(list)
+        self._modules: dict[int, Module] = {}
+        for name, module in root.named_modules(remove_duplicate=False):
+            # A scripted module runs without Python, and takes no hooks of ours.
+            if not isinstance(module, torch.jit.ScriptModule):
+                self._names[id(module)].append(plain_name(name))
+                self._modules[id(module)] = module
+        self._running: list[tuple[int, str]] = []
+        self._calls: Counter[tuple[int, str]] = Counter()
+        self._undo: list[Callable[[], None]] = []
+
+    @property
+    def current(self) -> str:
+        """Qualified name of the innermost module that runs; empty outside of all."""
+        return self._running[-1][1] if self._running else ""
+
+    def __enter__(self) -> "LayerStack":
+        self._calls.clear()
+        for module in self._modules.values():
+            self._undo.append(module.register_forward_pre_hook(self._begin, prepend=True).remove)
+            self._undo.append(module.register_forward_hook(self._end, always_call=True).remove)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._running.clear()
+
+    def _begin(self, module: Module, _: Any) -> None:
+        parent = self.current
+        names = self._names[id(module)]
+        below = [name for name in names if not parent or name.startswith(f"{parent}.")] or names
+        depth = min(name.count(".") for name in below)
+        below = [name for name in below if name.count(".") == depth]
+        # One module twice in one container: its second call is the second name's.
+        turn = self._calls[id(module), parent] % len(below)
+        self._calls[id(module), parent] += 1
+        self._running.append((id(module), below[turn]))
+
+    def _end(self, module: Module, *_: Any) -> None:
+        # A forward pass that an exception ended, as activation checkpointing does, may have left others behind.
+        while self._running:
+            identity, _name = self._running.pop()
+            if identity == id(module):
+                return

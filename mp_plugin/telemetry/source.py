@@ -1,0 +1,117 @@
+"""The line of user code that an operator runs on behalf of."""
+
+import functools
+import os
+import sysconfig
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+
+
+class Place(NamedTuple):
+    """A line of source code."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        """Show `file:line in function`, the file relative to the working directory if it lies below."""
+        return f"{_short(self.file)}:{self.line} in {self.function}"
+
+
+class Site(NamedTuple):
+    """Where in user code an operator was called."""
+
+    place: Place | None
+    """Innermost frame outside torch, Lightning and this package; None if the backward pass called it by itself."""
+    applied_at: Place | None = None
+    """For an operator inside a custom autograd Function: where the Function was applied."""
+
+
+def call_site(frame: FrameType | None) -> Site:
+    """Find the user code above a frame, up to where a backward pass or a training loop began.
+
+    Example:
+        >>> import sys
+        >>> def forward():
+        ...     return call_site(sys._getframe())
+        >>> forward().place.function
+        'forward'
+    """
+    place = None
+    is_inside_function = False
+    while frame is not None:
+        code = frame.f_code
+        kind = _kind(code.co_filename)
+        if kind == "torch" and code.co_name == "_engine_run_backward":
+            break
+        if kind == "loop":
+            break
+        if kind == "user" and (place is None or is_inside_function):
+            here = Place(code.co_filename, frame.f_lineno, code.co_name)
+            if place is not None:
+                return Site(place, here)
+            place = here
+            caller = frame.f_back
+            is_inside_function = caller is not None and _is_apply(caller)
+            if not is_inside_function:
+                return Site(place)
+        frame = frame.f_back
+    return Site(place)
+
+
+def is_recomputing(frame: FrameType | None) -> bool:
+    """Whether a frame is part of a forward pass that activation checkpointing runs again during the backward pass."""
+    while frame is not None:
+        if frame.f_code.co_name == "_engine_run_backward":
+            return False
+        if frame.f_code.co_filename == _CHECKPOINT_FILE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_apply(frame: FrameType) -> bool:
+    return frame.f_code.co_filename == _FUNCTION_FILE and frame.f_code.co_name == "apply"
+
+
+@functools.cache
+def _kind(file: str) -> str:
+    # The Python inside Python, and the code that torch.fx writes.
+    if file.startswith(("<frozen", "<string>", "<eval_with_key>", _OWN)):
+        return "other"
+    if file.startswith(_TORCH):
+        return "torch"
+    if file.startswith(_LOOPS):
+        return "loop"
+    is_standard = file.startswith(_STANDARD) and not file.startswith(_PACKAGES)
+    return "other" if is_standard or file.startswith(_LIGHTNING) else "user"
+
+
+def _short(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_OWN = str(Path(__file__).parents[1]) + os.sep
+_SITES = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(torch.__file__).parents[1])}
+_PACKAGES = tuple(site + os.sep for site in _SITES)
+_STANDARD = str(Path(sysconfig.get_path("stdlib"))) + os.sep
+# Lightning and what belongs to it, by name: this floor does not import it.
+_LIGHTNING = tuple(
+    os.path.join(site, name) + os.sep
+    for site in _SITES
+    for name in ("lightning", "lightning_utilities", "torchmetrics")
+)
+# Above these lies what called the training, a script or a test.
+_LOOPS = tuple(
+    os.path.join(site, "lightning", "pytorch", name) + os.sep
+    for site in _SITES
+    for name in ("loops", "strategies", "trainer", "plugins")
+)
+_CHECKPOINT_FILE = os.path.join(_TORCH, "utils", "checkpoint.py")
+_FUNCTION_FILE = os.path.join(_TORCH, "autograd", "function.py")
