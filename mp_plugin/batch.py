@@ -4,6 +4,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,8 @@ class BatchStart:
         self._mappings: list[tuple[MutableMapping[Any, Any], dict[Any, Any]]] = []
         self._lists: list[tuple[list[Any], list[Any]]] = []
         self._tensors: list[tuple[Tensor, int]] = []
+        self.nbytes = 0
+        """Bytes of its tensors."""
         self._look_at(batch)
 
     def restore(self) -> bool:
@@ -38,6 +41,7 @@ class BatchStart:
 
     def _look_at(self, value: Any) -> None:
         if isinstance(value, Tensor):
+            self.nbytes += value.nbytes if value.layout is torch.strided else 0
             if not value.is_inference():  # such a tensor counts no versions, and cannot be written to
                 self._tensors.append((value, value._version))
         elif isinstance(value, Mapping):

@@ -6,6 +6,7 @@ that back, and a NaN in them stays for the rest of the run.
 
 import logging
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import chain
@@ -52,6 +53,7 @@ class LastGoodBuffers:
     """
 
     def __init__(self, module: Module, *, largest_copy: int = LARGEST_COPY) -> None:
+        self._module = module
         self._modules = [(path, submodule._buffers) for path, submodule in module.named_modules()]
         self._largest_copy = largest_copy
         self._told: set[str] = set()
@@ -72,6 +74,13 @@ class LastGoodBuffers:
             self._choose()
         for buffers, copies in self._groups.values():
             torch._foreach_copy_(copies, buffers)
+
+    def whole_copy(self) -> "LastGoodBuffers":
+        """Return another copy, as the buffers are now, of any size."""
+        copy = LastGoodBuffers(self._module, largest_copy=sys.maxsize)
+        copy._told = self._told
+        copy.save()
+        return copy
 
     def restore(self) -> None:
         """Put the copy back."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from typing_extensions import override
 
-from mp_plugin.hooks import may_edit_gradients
+from mp_plugin.hooks import may_edit_after_backward, may_edit_gradients
 from mp_plugin.instance import replace_attribute
 from mp_plugin.optimizers import raise_vanishing_eps_
 from mp_plugin.scaling.verdict import gather
@@ -35,6 +35,8 @@ class PrecisionMonitor(Callback):
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self.plugin.guard.looks_twice = any(gather(may_edit_gradients(pl_module)))
+        if self.plugin.start is not None:
+            self.plugin.start.may_edit_after_backward = may_edit_after_backward(pl_module)
         # Only here have optimizers their final settings: a checkpoint is loaded after they are built.
         if self.plugin.mode.weights == "fp16":
             for optimizer in trainer.optimizers:

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mp_plugin.numerics.grad_stats import local_part
 
 
-class CopyOnWrite(TorchDispatchMode):
+class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own, untyped
     """Copy a tensor's memory just before the block writes to it in place, and put the copy back at the end.
 
     Only what is written to is copied, so that guarding all weights of a model costs nothing as long as nobody touches
-    them. A write that an operator does not declare, as that of batch normalisation to its running statistics, is missed.
+    them. A write that an operator does not declare is missed: batch normalisation does not tell of its statistics.
 
     Args:
         tensors: to guard, with everything that shares their memory.
@@ -33,7 +33,7 @@ class CopyOnWrite(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._guarded = {storage._cdata for tensor in tensors if (storage := _storage(tensor)) is not None}
         self._copies: list[tuple[UntypedStorage, UntypedStorage]] = []
 
@@ -51,7 +51,7 @@ class CopyOnWrite(TorchDispatchMode):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         for storage, copy in self._copies:
             if storage.nbytes() == copy.nbytes():
                 storage.copy_(copy)
@@ -62,7 +62,7 @@ class CopyOnWrite(TorchDispatchMode):
             storage = _storage(tensor) if isinstance(tensor, Tensor) else None
             if storage is not None and storage._cdata in self._guarded:
                 self._guarded.discard(storage._cdata)
-                self._copies.append((storage, storage.clone()))
+                self._copies.append((storage, storage.clone()))  # type: ignore[no-untyped-call]
 
 
 def _storage(tensor: Tensor) -> UntypedStorage | None:

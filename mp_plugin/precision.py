@@ -19,19 +19,20 @@ from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
 from mp_plugin.config import LossScaling, Telemetry
 from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError
+from mp_plugin.explain import Explainer
 from mp_plugin.fsdp import FSDPCapable
 from mp_plugin.modes import parse_mode
 from mp_plugin.optimizers import refuse_what_cannot_be_scaled
-from mp_plugin.retry import StepStart
+from mp_plugin.run_view import RunView
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.schedulers import hold_on_skips
 from mp_plugin.step import take_step
+from mp_plugin.step_start import StepStart
 from mp_plugin.strategies import lightning_module, refuse_strategy, tell_of_each_batch
-from mp_plugin.telemetry.events import Incident
 
 
-class AdaptivePrecision(FSDPCapable):
+class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scaler is read-only here
     """Train in a chosen precision and never step with a gradient that is not finite.
 
     Every optimizer step reads the gradients once. If one of them holds a NaN or an Inf on any rank, the parameters
@@ -81,57 +82,16 @@ class AdaptivePrecision(FSDPCapable):
         self.device = device
         self.telemetry = telemetry or Telemetry()
         self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
+        self.explainer = Explainer(self.guard, self.telemetry, is_mixed=self.mode.is_mixed)
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []
         self._is_fitting = True
-        self._start: StepStart | None = None  # during a fit
+        self.start: StepStart | None = None  # during a fit
 
     def __repr__(self) -> str:
         """Show what was chosen."""
         scaling = f", scaling={self.scaler.config}" if self.scaler is not None else ""
         return f"{type(self).__name__}({self.mode.name!r}{scaling})"
-
-    # What happened so far.
-
-    @property
-    def scaler(self) -> LossScaler | None:  # type: ignore[override]
-        """The loss scaler of a 16-mixed run; None in every other precision."""
-        return self.guard.scaler
-
-    @property
-    def loss_scale(self) -> float:
-        """What the next loss is multiplied by; 1.0 without loss scaling. No sync."""
-        return self.guard.loss_scale
-
-    @property
-    def effective_step(self) -> int:
-        """Optimizer steps that changed a weight."""
-        return self.guard.record.effective_step
-
-    @property
-    def skipped_steps(self) -> int:
-        """Optimizer steps not taken because a gradient was not finite."""
-        return self.guard.record.skipped_steps
-
-    @property
-    def retried_steps(self) -> int:
-        """Optimizer steps taken with the gradients of a batch that was run again at a lower loss scale."""
-        return self.guard.record.retried_steps
-
-    @property
-    def fp32_layers(self) -> list[str]:
-        """Qualified names of layers kept in FP32 beyond autocast's own rules: none in this release."""
-        return []
-
-    @property
-    def incidents(self) -> list[Incident]:
-        """The newest incidents, newest last."""
-        return list(self.guard.record.incidents)
-
-    def summary(self) -> dict[str, Any]:
-        """Return steps, skips, loss scale and incidents of this run as plain JSON values."""
-        scale = self.loss_scale if self.scaler is not None else None
-        return self.guard.record.summary(precision=self.mode.name, scale=scale)
 
     # Setting up and taking down.
 
@@ -159,8 +119,9 @@ class AdaptivePrecision(FSDPCapable):
                 refuse_what_cannot_be_scaled(module, optimizers)
             if trainer.global_step == 0:
                 self.guard.start_afresh()
-            self._start = StepStart(module, retries=self.scaler.config.retries if self.scaler is not None else 0)
-            self._undo.append(tell_of_each_batch(trainer.strategy, self._start))
+                self.explainer.start_afresh()
+            self.start = StepStart(module, retries=self.scaler.config.retries if self.scaler is not None else 0)
+            self._undo.append(tell_of_each_batch(trainer.strategy, self.start))
             monitor = PrecisionMonitor(self)
             trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
             self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
@@ -175,7 +136,8 @@ class AdaptivePrecision(FSDPCapable):
         if self.scaler is not None:
             self.scaler.finish()
         self.guard.forget_losses()
-        self._is_fitting, self._start = True, None
+        self.explainer.live = None
+        self._is_fitting, self.start = True, None
         super().teardown()
 
     # Forward.
@@ -189,14 +151,16 @@ class AdaptivePrecision(FSDPCapable):
     @override
     @contextmanager
     def train_step_context(self) -> Generator[None, None, None]:
-        if self._start is not None:
-            self._start.mark()
-        with self.forward_context():
+        if self.start is not None:
+            self.start.mark()
+        with self.forward_context(), self.explainer.watching():
             yield
+        if self.start is not None and self.start.is_rehearsing:
+            return
         # In manual optimization the optimizers stepped in here.
-        if self._start is not None and not self._start.module.automatic_optimization:
-            self._start.done()
-            self._let_the_scale_move(self._start.module)
+        if self.start is not None and not self.start.module.automatic_optimization:
+            self.start.done()
+            self._let_the_scale_move(self.start.module)
 
     @override
     def tensor_init_context(self) -> AbstractContextManager[None]:
@@ -214,26 +178,34 @@ class AdaptivePrecision(FSDPCapable):
 
     @override
     def pre_backward(self, tensor: Tensor, module: "pl.LightningModule") -> Tensor:  # type: ignore[override]
+        if self.scaler is not None and not module.automatic_optimization:
+            # Several steps within one training step: the scale moves between them, where nobody holds gradients.
+            self._let_the_scale_move(module)
+        self.guard.saw_loss(tensor)
         if self.scaler is not None:
-            if not module.automatic_optimization:
-                # Several steps within one training step: the scale moves between them, where nobody holds gradients.
-                self._let_the_scale_move(module)
-            self.guard.saw_loss(tensor)
             tensor = self.scaler.scale(tensor)
         return super().pre_backward(tensor, module)
+
+    @override
+    def post_backward(self, tensor: Tensor, module: "pl.LightningModule") -> Tensor:  # type: ignore[override]
+        if self.start is None:
+            return super().post_backward(tensor, module)
+        with self.start.noticing_edits():
+            return super().post_backward(tensor, module)
 
     @override
     def backward(  # type: ignore[override]
         self, tensor: Tensor, model: "pl.LightningModule", optimizer: Any, *args: Any, **kwargs: Any
     ) -> None:
         if self.scaler is None:
-            super().backward(tensor, model, optimizer, *args, **kwargs)
+            with self.explainer.watching(backward=True):
+                super().backward(tensor, model, optimizer, *args, **kwargs)
             return
         optimizers = model.trainer.optimizers
         if model.automatic_optimization:
             # One optimizer, one step per closure; only a user who clips too early can mix its gradients.
             optimizers = [optimizer for optimizer in optimizers if self.scaler.is_unscaled(optimizer)]
-        with self.scaler.watch(optimizers):
+        with self.scaler.watch(optimizers), self.explainer.watching(backward=True):
             super().backward(tensor, model, optimizer, *args, **kwargs)
 
     @override
@@ -241,17 +213,18 @@ class AdaptivePrecision(FSDPCapable):
         self, optimizer: Optimizer, model: "pl.LightningModule", closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
         after_closure = partial(self._after_closure, model, optimizer)
-        output = take_step(self.guard, self._start, optimizer, model, closure, after_closure, **kwargs)
+        output = take_step(self.guard, self.explainer, self.start, optimizer, model, closure, after_closure, **kwargs)
+        self.explainer.stepped()
         if model.automatic_optimization:
-            if self._start is not None:
-                self._start.done()
+            if self.start is not None:
+                self.start.done()
             if self.scaler is not None:
                 self.scaler.update()
             self.guard.forget_losses()
         return output
 
     def _let_the_scale_move(self, module: "pl.LightningModule") -> None:
-        if self.scaler is not None and self.scaler.update_unless_waiting(module.trainer.optimizers):
+        if self.scaler is None or self.scaler.update_unless_waiting(module.trainer.optimizers):
             self.guard.forget_losses()
 
     @override

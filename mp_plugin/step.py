@@ -7,12 +7,22 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
-from mp_plugin.retry import StepStart, known_at_first, may_run_again, run_again
-from mp_plugin.scaling.guard import StepGuard, Where
+from mp_plugin.explain import Explainer, repeated
+from mp_plugin.retry import known_at_first, may_run_again, run_again
+from mp_plugin.scaling.guard import Explanation, StepGuard, Where
+from mp_plugin.step_start import StepStart
+from mp_plugin.telemetry.events import Cause
+
+NOT_EXPLAINED: Explanation = {}
+SPOILED_BY_A_HOOK: Explanation = {
+    "cause": Cause.backward,
+    "reason": "finite after the backward pass, and no longer after on_before_optimizer_step or gradient clipping",
+}
 
 
 def take_step(
     guard: StepGuard,
+    explainer: Explainer,
     start: StepStart | None,
     optimizer: Optimizer,
     model: "pl.LightningModule",
@@ -24,6 +34,7 @@ def take_step(
 
     Args:
         guard: decides, counts and steps.
+        explainer: finds out why gradients are not finite.
         start: where the step began, to go back to; None outside a fit.
         optimizer: what steps.
         model: whose step it is.
@@ -46,16 +57,21 @@ def take_step(
     is_whole = start is not None and start.forward_passes > forward_passes
     was_unscaled = guard.scaler is not None and guard.scaler.is_unscaled(optimizer)
     verdict = guard.verdict(optimizer)
-    retries = 0
-    scale_is_to_blame = verdict.overflowed and guard.is_scale_to_blame(optimizer)
+    retries, explanation, scale_is_to_blame = 0, NOT_EXPLAINED, False
+    if verdict.overflowed:
+        will_retry = guard.can_back_off and is_whole and start is not None and start.retries > 0
+        explanation = explainer.explain(optimizer, model, start, will_retry=will_retry)
+        scale_is_to_blame = guard.is_scale_to_blame(explanation)
     while (
         scale_is_to_blame and verdict.overflowed and guard.can_back_off and is_whole and may_run_again(start, retries)
     ):
         retries += 1
-        guard.back_off(optimizer, model, where)
+        incident = guard.back_off(optimizer, model, where, explanation)
         with run_again(start):
             result = closure()
         verdict = guard.verdict(optimizer)
+        guard.conclude(incident, cured=not verdict.overflowed)
+        explanation = repeated(explanation)
 
     def spoiled_by_a_hook() -> bool:
         after_closure()
@@ -65,7 +81,9 @@ def take_step(
     if verdict.overflowed or spoiled_by_a_hook():
         if start is not None:
             start.restore_buffers()
-        guard.skip(optimizer, model, where, scale_is_to_blame=verdict.overflowed and scale_is_to_blame)
+        if not verdict.overflowed:
+            explanation = SPOILED_BY_A_HOOK
+        guard.skip(optimizer, model, where, explanation, scale_is_to_blame=verdict.overflowed and scale_is_to_blame)
         return result
     if result is None and model.automatic_optimization and start is not None:
         # A user who returns no loss for a batch that overflowed: its forward pass has written to the buffers.
@@ -75,8 +93,11 @@ def take_step(
         # LBFGS and SAM call the closure again, with the weights already moved: too late to skip the step, so gradients
         # that overflow now count as zero.
         result = closure()
-        if guard.verdict(optimizer).overflowed or spoiled_by_a_hook():
-            guard.zero_(optimizer, model, where)
+        if guard.verdict(optimizer).overflowed:
+            why = explainer.explain(optimizer, model, start, will_retry=False)
+            guard.zero_(optimizer, model, where, why)
+        elif spoiled_by_a_hook():
+            guard.zero_(optimizer, model, where, SPOILED_BY_A_HOOK)
         return result
 
     step = partial(guard.step, optimizer, verdict, where=where, retried=retries > 0)

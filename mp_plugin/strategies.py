@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from mp_plugin.errors import UnsupportedError
 from mp_plugin.instance import replace_attribute
-from mp_plugin.retry import StepStart
+from mp_plugin.step_start import StepStart
 
 
 def lightning_module(model: Module) -> "pl.LightningModule":

@@ -16,8 +16,9 @@ FLOORS = (
     {"_version", "errors", "checks", "formats", "config", "modes", "instance"}
     | {"devices", "autocast", "buffers", "casting", "optimizers", "parameter_names", "random_state", "batch"},
     {"numerics"},
-    {"scaling", "fallback", "telemetry"},
-    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks", "alerts"},
+    {"scaling", "fallback", "telemetry", "copy_on_write"},
+    {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks", "alerts"}
+    | {"step_start", "rehearsal", "finding", "live_trace", "explain", "module_state", "report_incident", "run_view"},
     {"report", "compare", "cli", "doctor"},
 )
 LIGHTNING_FLOOR = 3

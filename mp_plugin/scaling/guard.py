@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from inspect import signature
 from typing import Any, NamedTuple
@@ -14,16 +15,20 @@ from torch.optim import Optimizer
 from mp_plugin.config import AtMinScale, Policy
 from mp_plugin.errors import TrainingDivergedError
 from mp_plugin.numerics.grad_stats import all_finite
-from mp_plugin.scaling.blame import blame_gradients, blame_weights
+from mp_plugin.scaling.blame import blame_gradients
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import Verdict, agree, gradients, home_device
-from mp_plugin.telemetry.events import Action, Incident
+from mp_plugin.telemetry.events import Action, Cause, Incident
 from mp_plugin.telemetry.record import RunRecord
 
 log = logging.getLogger(__name__)
 
 UNSCALED_PATIENCE = 10
 """Skipped steps in a row before a run without loss scaling is given up: the default `LossScaling.patience`."""
+
+
+Explanation = dict[str, Any]
+"""Fields of an `Incident` that tell why it happened, from its cause to its evidence."""
 
 
 class Where(NamedTuple):
@@ -49,7 +54,10 @@ class StepGuard:
         self.record = RunRecord()
         self.looks_twice = False
         """Whether somebody on some rank may edit gradients between the verdict and the step."""
-        self._losses: list[Tensor] = []  # of the gradients that nobody has stepped with yet, before scaling
+        self.losses: list[Tensor] = []
+        """Of the gradients that nobody has stepped with yet, before scaling."""
+        self.report: Callable[[Incident], None] = _ignore
+        """Tells the world of an incident, once it is known how it ended."""
 
     @property
     def loss_scale(self) -> float:
@@ -106,33 +114,40 @@ class StepGuard:
 
     def saw_loss(self, loss: Tensor) -> None:
         """Remember a loss, before it is scaled, until its gradients are used. No sync."""
-        if self.scaler is not None:
-            self._losses.append(loss.detach())
+        self.losses.append(loss.detach())
 
     def forget_losses(self) -> None:
         """Note that all gradients were used."""
-        self._losses.clear()
+        self.losses.clear()
 
-    def is_scale_to_blame(self, optimizer: Optimizer) -> bool:
-        """Whether a lower loss scale could cure an overflow: not if a loss was not finite before it was scaled.
+    def is_scale_to_blame(self, explanation: Explanation) -> bool:
+        """Whether a lower loss scale could cure what was explained so."""
+        return self.scaler is not None and explanation.get("cause") in (Cause.loss, Cause.backward, Cause.unknown)
 
-        All ranks together; called for overflowed steps only.
-        """
-        if self.scaler is None:
-            return False
-        found_inf = torch.zeros(1, device=home_device(optimizer))
-        for loss in self._losses:
-            found_inf = torch.maximum(found_inf, (~torch.isfinite(loss).all()).to(found_inf))
-        return not agree(found_inf, has_gradients=True).overflowed
-
-    def back_off(self, optimizer: Optimizer, model: Module, where: Where) -> None:
+    def back_off(self, optimizer: Optimizer, model: Module, where: Where, explanation: Explanation) -> Incident:
         """Record the overflow and lower the scale at once, so that the batch can be run again."""
         assert self.scaler is not None, "only a loss scale can be lowered"
-        self.note(optimizer, model, where, action=Action.retry)
+        incident = self.note(optimizer, model, where, explanation, action=Action.retry)
         self.scaler.step(optimizer)  # which skips it, and is ready for the gradients of the next run
         self.scaler.update(run_again=True)
+        return incident
 
-    def skip(self, optimizer: Optimizer, model: Module, where: Where, *, scale_is_to_blame: bool) -> None:
+    def conclude(self, incident: Incident, *, cured: bool) -> None:
+        """Note how the run at a lower loss scale ended that followed an incident."""
+        evidence = {**incident.evidence, "backward_finite_at_lower_scale": cured}
+        incident = replace(incident, cured=cured, evidence=evidence)
+        self.record.incidents[-1] = incident
+        self.report(incident)
+
+    def skip(
+        self,
+        optimizer: Optimizer,
+        model: Module,
+        where: Where,
+        explanation: Explanation,
+        *,
+        scale_is_to_blame: bool,
+    ) -> None:
         """Leave the weights alone, count the skipped step, and say which parameters are to blame.
 
         The loss scale moves only when it is to blame: a batch that holds a NaN says nothing about it.
@@ -143,13 +158,15 @@ class StepGuard:
         if not scale_is_to_blame:
             self.record.skips_by_optimizer[where.optimizer_idx] += 1
         stays = "" if scale_is_to_blame or self.scaler is None else "not the scale's fault, which stays; "
-        incident = self.note(optimizer, model, where, action=self._action(where, scale_is_to_blame), remark=stays)
+        action = self._action(where, scale_is_to_blame, explanation)
+        incident = self.note(optimizer, model, where, explanation, action=action, remark=stays)
+        self.report(incident)
         self.record.skipped_step(self.loss_scale)
         if self.scaler is not None and scale_is_to_blame:
             self.scaler.step(optimizer)  # which skips it, and is ready for this optimizer's next gradients
         elif self.scaler is not None:
             self.scaler.discard(optimizer)
-        self._stop_if_weights_are_lost(incident, optimizer, model)
+        self._stop_if_weights_are_lost(incident)
         if incident.action is Action.raise_:
             raise TrainingDivergedError(
                 f"{incident}; {self._patience} such steps in a row{self._floor if scale_is_to_blame else ''}. The "
@@ -158,27 +175,37 @@ class StepGuard:
                 f"{', '.join(incident.parameters)}."
             )
 
-    def zero_(self, optimizer: Optimizer, model: Module, where: Where) -> None:
+    def zero_(self, optimizer: Optimizer, model: Module, where: Where, explanation: Explanation) -> None:
         """Count overflowed gradients as zero, where the weights have moved already and a skip comes too late."""
-        self.note(optimizer, model, where, action=Action.zeroed)
+        self.report(self.note(optimizer, model, where, explanation, action=Action.zeroed))
         torch._foreach_zero_(gradients(optimizer))
 
-    def note(self, optimizer: Optimizer, model: Module, where: Where, *, action: Action, remark: str = "") -> Incident:
+    def note(
+        self,
+        optimizer: Optimizer,
+        model: Module,
+        where: Where,
+        explanation: Explanation,
+        *,
+        action: Action,
+        remark: str = "",
+    ) -> Incident:
         """Record gradients that are not finite; the first incidents, then ever fewer, also go to the log.
 
         All ranks together.
         """
         blame = blame_gradients(optimizer, model, rank=where.rank)
-        incident = Incident(
-            step=self.record.steps,
-            batch_idx=where.batch_idx,
-            kind=blame.kind,
-            parameters=blame.parameters,
-            rank=blame.rank,
-            loss_scale=self.loss_scale,
-            dtype=self.dtype,
-            action=action,
-        )
+        found = {
+            "step": self.record.steps,
+            "batch_idx": where.batch_idx,
+            "kind": blame.kind,
+            "parameters": blame.parameters,
+            "rank": blame.rank,
+            "loss_scale": self.loss_scale,
+            "dtype": self.dtype,
+            "action": action,
+        }
+        incident = Incident(**{**found, **explanation})
         self.record.add(incident)
         self.record.saw(incident.loss_scale)
         is_power_of_two = self.record.total_incidents.bit_count() == 1
@@ -186,12 +213,12 @@ class StepGuard:
             log.warning("%s; %s%s.", incident, remark, self._consequence(incident.action))
         return incident
 
-    def _stop_if_weights_are_lost(self, incident: Incident, optimizer: Optimizer, model: Module) -> None:
-        lost = blame_weights(optimizer, model).parameters
-        if lost:
+    def _stop_if_weights_are_lost(self, incident: Incident) -> None:
+        lost = incident.evidence.get("weights")
+        if incident.cause is Cause.weights and lost:
             raise TrainingDivergedError(
-                f"{incident}; {len(lost)} weights, {lost[0]!r} among them, were not finite before this step, so that "
-                "no later step can be good; go back to an earlier checkpoint."
+                f"{incident}; {len(lost)} weights or buffers, {lost[0]!r} among them, were not finite before this "
+                "step, so that no later step can be good; go back to an earlier checkpoint."
             )
 
     def _consequence(self, action: Action) -> str:
@@ -217,7 +244,9 @@ class StepGuard:
     def _patience(self) -> int:
         return UNSCALED_PATIENCE if self.scaler is None else self.scaler.config.patience
 
-    def _action(self, where: Where, scale_is_to_blame: bool) -> Action:
+    def _action(self, where: Where, scale_is_to_blame: bool, explanation: Explanation) -> Action:
+        if explanation.get("cause") is Cause.weights:
+            return Action.raise_
         goes_on = self.scaler is not None and self.scaler.config.at_min_scale is AtMinScale.skip
         if scale_is_to_blame and self.can_back_off:
             return Action.backoff
@@ -225,6 +254,10 @@ class StepGuard:
         if self.scaler is not None and scale_is_to_blame:
             in_a_row = self.scaler.state_if_overflowed().overflows_at_floor
         return Action.raise_ if in_a_row >= self._patience and not goes_on else Action.skip
+
+
+def _ignore(_: Incident) -> None:
+    pass
 
 
 def _found_inf(optimizer: Optimizer) -> Tensor:

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 BLANK = frozenset(
@@ -49,11 +48,12 @@ class OperatorInfo:
     """Those of them whose old values do not count."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def operator_info(operator: Any) -> OperatorInfo:
     """Read an operator's schema; once per operator.
 
     Example:
+        >>> import torch
         >>> operator_info(torch.ops.aten.add_.Tensor).written
         frozenset({'self'})
         >>> operator_info(torch.ops.aten.add.out).overwritten

@@ -38,6 +38,11 @@ class Step:
     call: Any = field(default=None, repr=False)
     """What is needed to look at the call again; None where that is not kept."""
 
+    @property
+    def is_maker(self) -> bool:
+        """Whether it made NaN where there was none, or Inf from finite numbers."""
+        return not self.is_collective and not any(each.has_nan or not self.makes_nan for each in self.sources)
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

@@ -52,7 +52,7 @@ class _Spot(NamedTuple):
     site: Site
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own, untyped
     """While entered, remember every operator whose output is not finite, with where it was called.
 
     It sees what runs eagerly, on any device, in the forward and the backward pass; a backward operator is known by the
@@ -77,12 +77,12 @@ class Trace(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, layers: LayerStack, *, only: frozenset[Signature] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.unchecked = 0
         self.failure: Exception | None = None
         self._layers = layers
-        self._only = only
+        self.only = only
         self._only_operators = None if only is None else {operator for operator, _, _ in only}
         self._direction = Direction.forward
         self._last_writer: dict[int, int] = {}
@@ -98,10 +98,29 @@ class Trace(TorchDispatchMode):
         finally:
             self._direction = before
 
-    def find_origin(self, tensors: Sequence[Tensor]) -> Origin | None:
-        """Return what made these tensors non-finite, as far as this rank knows; syncs."""
+    def writers_of(self, tensors: Sequence[Tensor]) -> list[int]:
+        """Return the steps that wrote the non-finite ones of these tensors last; syncs."""
         bad = [self._last_writer.get(storage_of(tensor)) for tensor in tensors if is_finite(tensor) is False]
-        return find_origin(self.steps, [writer for writer in bad if writer is not None])
+        return [writer for writer in bad if writer is not None]
+
+    def find_origin(self, tensors: Sequence[Tensor]) -> Origin | None:
+        """Return what made these tensors non-finite, as far as this rank knows; syncs.
+
+        Should none of them lead anywhere, for they came through memory that nobody saw written, the earliest origin of
+        anything non-finite has to do.
+        """
+        writers = self.writers_of(tensors)
+        return find_origin(self.steps, writers) or find_origin(self.steps, range(len(self.steps)))
+
+    def made_at(self, tensor: Tensor) -> tuple[str, str | None]:
+        """Return the layer and the line of user code that computed a tensor of the forward pass."""
+        node = tensor.grad_fn
+        while node is not None:
+            spot = self._spot_of(node)
+            if spot is not None and spot.site.place is not None:
+                return spot.layer, str(spot.site.place)
+            node = next((before for before, _ in node.next_functions if before is not None), None)
+        return "", None
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -133,7 +152,7 @@ class Trace(TorchDispatchMode):
 
     def _note_node(self) -> None:
         # An autograd node takes its number just before its operator is dispatched to where we see it.
-        number = torch.autograd._get_sequence_nr() - 1
+        number = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
         if number not in self._nodes:
             self._nodes[number] = _Spot(self._layers.current, call_site(sys._getframe()))
 
@@ -156,7 +175,7 @@ class Trace(TorchDispatchMode):
         counted = inputs_that_count(info, given)
         sources = tuple(self._sources(counted, now))
         layer, location, direction = self._where(sys._getframe())
-        if self._only is not None and (info.name, location, direction) not in self._only:
+        if self.only is not None and (info.name, location, direction) not in self.only:
             return
         step = Step(
             operator=info.name,
@@ -169,8 +188,7 @@ class Trace(TorchDispatchMode):
             is_collective=info.is_collective,
             takes_masks=info.takes_masks,
         )
-        makes = not info.is_collective and not any(source.has_nan or not makes_nan for source in sources)
-        if makes and not step.is_given and self._kept < KEPT_CALLS:
+        if step.is_maker and not step.is_given and self._kept < KEPT_CALLS:
             self._kept += 1
             step.call = call.kept(info, given)
         self.steps.append(step)
@@ -199,8 +217,10 @@ class Trace(TorchDispatchMode):
 
     def _sources(self, given: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Source]:
         # What was written to is looked at in its copy, and known by its own memory.
-        pairs = [pair for name in given for pair in zip(floating_tensors(given[name]), floating_tensors(now[name]), strict=True)]
-        for tensor, original in {id(pair[0]): pair for pair in pairs}.values():
+        tensors = (each for name in given for each in floating_tensors(given[name]))
+        originals = (each for name in given for each in floating_tensors(now[name]))
+        pairs = {id(pair[0]): pair for pair in zip(tensors, originals, strict=True)}
+        for tensor, original in pairs.values():
             if self._is_finite(tensor):
                 continue
             nan, inf, _ = non_finite_counts(tensor)

@@ -4,7 +4,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
 from torch.nn.parallel import DataParallel
 
 from mp_plugin.errors import UnsupportedError
-from mp_plugin.retry import StepStart
+from mp_plugin.step_start import StepStart
 from mp_plugin.strategies import lightning_module, refuse_strategy, tell_of_each_batch
 from tests.helpers.training import Regression, quiet_trainer
 

@@ -1,0 +1,280 @@
+"""Explain why the gradients of a step are not finite: gather evidence, find the origin, decide the cause."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+from torch.optim import Optimizer
+
+from mp_plugin.config import Telemetry
+from mp_plugin.finding import Finding, find_live, is_backward_finite, is_forward_finite_in_fp32, trace_step
+from mp_plugin.live_trace import LiveTrace
+from mp_plugin.scaling.blame import blame_weights
+from mp_plugin.scaling.guard import Explanation, StepGuard
+from mp_plugin.scaling.verdict import gather, gradients
+from mp_plugin.step_start import StepStart
+from mp_plugin.telemetry.batch_report import non_finite_parts
+from mp_plugin.telemetry.cause import Evidence, decide_cause
+from mp_plugin.telemetry.events import Cause
+from mp_plugin.telemetry.trace import Signature
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Explainer:
+    """Find out the cause of each incident of a run; all ranks together.
+
+    A step is run again under a trace, up to `Telemetry.max_traced` times in a run. An origin that is known already is
+    recognised by a run that looks for it alone. Where a step cannot be run again, the next ones are traced as they
+    happen, until one of them is an incident.
+
+    Args:
+        guard: knows losses and loss scale.
+        telemetry: how much to find out.
+        is_mixed: whether the forward pass runs under autocast.
+    """
+
+    def __init__(self, guard: StepGuard, telemetry: Telemetry, *, is_mixed: bool) -> None:
+        self._guard = guard
+        self._telemetry = telemetry
+        self._is_mixed = is_mixed
+        self._has_failed = False
+        self.live: LiveTrace | None = None
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Forget what is known, as for a new run."""
+        self._known: dict[Signature, Explanation] = {}
+        self._traces = 0
+        self.live = None
+
+    def explain(
+        self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None, *, will_retry: bool
+    ) -> Explanation:
+        """Explain an overflow of this optimizer's gradients, and leave everything as it is.
+
+        Args:
+            optimizer: whose gradients are not finite.
+            module: what trains.
+            start: where its step began; None outside a fit.
+            will_retry: whether the batch will be run again at a lower loss scale, should that be to blame.
+        """
+        evidence, known = self._cheap_evidence(optimizer, module, start)
+        if start is None or self._telemetry.max_traced == 0:
+            return self._untraced(known, evidence, "off")
+        if not all(gather(start.can_run_again and bool(start.window) and start.restore_batches())):
+            return self._explain_live(optimizer, module, start, evidence, known)
+        if repeated := self._repeat(start, evidence, known):
+            return repeated
+        if self._traces >= self._telemetry.max_traced:
+            return self._untraced(known, evidence, "budget")
+        self._traces += 1
+        finding, rank = self._first(lambda: trace_step(start, self._guard.scaler), evidence)
+        if finding is None:
+            if not start.is_window_whole:
+                evidence["missing"].append("earlier batches of this window were too large to be kept")
+            elif not evidence["missing"]:
+                evidence["missing"].append("the batch came out finite when it was run again, eagerly")
+            return self._untraced(known, {**evidence, "reproduced": False}, "not reproduced")
+        explanation = self._traced(finding, rank, known, {**evidence, "reproduced": True})
+        self._probe(start, explanation, will_retry=will_retry)
+        return explanation
+
+    # Where a step cannot be run again.
+
+    @contextmanager
+    def watching(self, *, backward: bool = False) -> Iterator[None]:
+        """Trace what runs inside, if probes are armed."""
+        if self.live is None or self.live.is_over:
+            yield
+            return
+        with self.live.backward() if backward else self.live.forward():
+            yield
+
+    def stepped(self) -> None:
+        """Note that an optimizer has stepped or skipped its step."""
+        if self.live is not None:
+            self.live.used()
+
+    def _explain_live(
+        self,
+        optimizer: Optimizer,
+        module: "pl.LightningModule",
+        start: StepStart,
+        evidence: Explanation,
+        known: Evidence,
+    ) -> Explanation:
+        live = self.live
+        if live is None or live.is_empty or live.is_over:
+            if self._traces >= self._telemetry.max_traced:
+                return self._untraced(known, evidence, "budget")
+            self._traces += 1
+            self.live = LiveTrace(module)
+            evidence["missing"].append("this step cannot be run again; the next ones are traced as they happen")
+            return self._untraced(known, evidence, "no closure")
+        self.live = None
+        finding, rank = self._first(
+            lambda: find_live(start, live.trace, self._guard.losses, gradients(optimizer)), evidence
+        )
+        if finding is None:
+            evidence["missing"].append("the armed probes saw no origin")
+            return self._untraced(known, evidence, "not reproduced")
+        return self._traced(finding, rank, known, evidence)
+
+    # Evidence and decisions.
+
+    def _cheap_evidence(
+        self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None
+    ) -> tuple[Explanation, Evidence]:
+        """Look at batches, weights and losses, on all ranks; nothing is run again."""
+        batches = [part for each in start.window for part in non_finite_parts(each.batch)] if start else []
+        lost = blame_weights(optimizer, module).parameters
+        scale = self._guard.loss_scale
+        losses = [loss.float() for loss in self._guard.losses]
+        here: dict[str, Any] = {
+            "batch": batches,
+            "loss_finite": all(bool(loss.isfinite().all()) for loss in losses),
+            "scaled_loss_finite": all(bool((loss * scale).isfinite().all()) for loss in losses),
+            "seen": bool(losses),
+        }
+        everywhere = gather(here)
+        batch = [part for each in everywhere for part in each["batch"]]
+        saw_losses = any(each["seen"] for each in everywhere)
+        known = Evidence(
+            batch_finite=not batch if start is not None and start.window else None,
+            weights_finite=not lost,
+            loss_finite=all(each["loss_finite"] for each in everywhere) if saw_losses else None,
+            scaled_loss_finite=all(each["scaled_loss_finite"] for each in everywhere) if saw_losses else None,
+        )
+        evidence: Explanation = {
+            "batch_finite": known.batch_finite,
+            "weights_finite": known.weights_finite,
+            "loss_finite": known.loss_finite,
+            "missing": [],
+        }
+        if batch:
+            evidence["batch"] = batch
+        if lost:
+            evidence["weights"] = list(lost)
+        if losses:
+            evidence["loss"] = float(losses[-1].sum())
+        return evidence, known
+
+    def _untraced(self, known: Evidence, evidence: Explanation, why: str) -> Explanation:
+        return {"cause": decide_cause(known), "evidence": _tidy({**evidence, "untraced": why})}
+
+    def _traced(self, finding: Finding, rank: int, known: Evidence, evidence: Explanation) -> Explanation:
+        direction = finding.origin["direction"]
+        known = replace(
+            known,
+            origin_in_batch=finding.there_before == "batch",
+            origin_in_weights=finding.there_before == "weights",
+            origin_in_scaling=finding.in_scaling,
+            direction=direction,
+        )
+        cause = decide_cause(known)
+        evidence |= {"forward_finite": cause in (Cause.loss, Cause.backward), "exact_amax": finding.exact_amax}
+        if finding.there_before == "weights":
+            evidence["weights_finite"] = False
+            evidence["weights"] = list(dict.fromkeys([*evidence.get("weights", []), finding.name]))
+        explanation = {
+            **finding.origin,
+            "cause": cause,
+            "batch_idx": finding.batch_idx,
+            "rank": rank,
+            "traced": True,
+            "evidence": _tidy(evidence),
+        }
+        self._known.setdefault(_signature(explanation), explanation)
+        return explanation
+
+    def _repeat(self, start: StepStart, evidence: Explanation, known: Evidence) -> Explanation | None:
+        """Recognise an origin that is known already, without a full trace."""
+        if not self._known:
+            return None
+        if known.batch_finite is False and known.loss_finite is False:
+            # A bad batch shows by itself.
+            earlier = next((each for each in self._known.values() if each["cause"] is Cause.data), None)
+            if earlier is not None:
+                return {**_unnumbered(earlier), "evidence": _tidy({**evidence, "untraced": "repeat"})}
+        only = frozenset(self._known)
+        finding, rank = self._first(lambda: trace_step(start, self._guard.scaler, only), evidence)
+        if finding is None:
+            return None
+        earlier = self._known[_signature(finding.origin)]
+        return {
+            **earlier,
+            **finding.origin,
+            "batch_idx": finding.batch_idx,
+            "rank": rank,
+            "traced": False,
+            "evidence": _tidy({**evidence, "untraced": "repeat"}),
+        }
+
+    def _probe(self, start: StepStart, explanation: Explanation, *, will_retry: bool) -> None:
+        """Find out what would have cured the step, as far as nobody is about to: one plain run at most."""
+        evidence, scaler = explanation["evidence"], self._guard.scaler
+        if explanation["cause"] is Cause.forward and explanation.get("dtype") in ("fp16", "bf16"):
+            if not self._is_mixed:
+                evidence["missing"] = [
+                    *evidence.get("missing", []),
+                    "the forward pass in FP32, of half weights",
+                ]
+                return
+            finite = self._everywhere(lambda: is_forward_finite_in_fp32(start, explanation["batch_idx"]), evidence)
+            evidence["forward_finite_in_fp32"] = finite
+        elif explanation["cause"] in (Cause.loss, Cause.backward) and scaler is not None and not will_retry:
+            lowest = scaler.config.min_scale
+            if lowest < scaler.get_scale():
+                finite = self._everywhere(lambda: is_backward_finite(start, lowest), evidence)
+                evidence["backward_finite_at_lower_scale"] = finite
+
+    # All ranks together.
+
+    def _first(self, find: Callable[[], Finding | None], evidence: Explanation) -> tuple[Finding | None, int]:
+        """Return what the first rank found that found something, and that rank."""
+        for rank, finding in enumerate(gather(self._attempt(find, evidence))):
+            if finding is not None:
+                return finding, rank
+        return None, 0
+
+    def _everywhere(self, question: Callable[[], bool], evidence: Explanation) -> bool | None:
+        answers = gather(self._attempt(question, evidence))
+        return None if None in answers else all(answers)
+
+    def _attempt(self, attempt: Callable[[], Result], evidence: Explanation) -> Result | None:
+        # A diagnosis must not take down the run that it diagnoses.
+        try:
+            return attempt()
+        except Exception as error:
+            evidence["missing"] = [*evidence.get("missing", []), f"it failed: {type(error).__name__}: {error}"]
+            if not self._has_failed:
+                self._has_failed = True
+                log.warning("An incident could not be traced; training goes on without it.", exc_info=error)
+            return None
+
+
+def repeated(explanation: Explanation) -> Explanation:
+    """Return the explanation of a batch that overflows again, right after it was explained."""
+    evidence = {**explanation["evidence"], "untraced": "repeat", "backward_finite_at_lower_scale": False}
+    return {**explanation, "traced": False, "evidence": evidence}
+
+
+def _signature(explanation: Mapping[str, Any]) -> Signature:
+    return (explanation["operator"], explanation["location"], explanation["direction"])
+
+
+def _unnumbered(explanation: Explanation) -> Explanation:
+    """What an explanation says about the origin, without where and when it was met."""
+    left_out = ("batch_idx", "rank", "traced", "evidence")
+    return {name: value for name, value in explanation.items() if name not in left_out}
+
+
+def _tidy(evidence: Explanation) -> Explanation:
+    """Leave out what is not known."""
+    return {name: value for name, value in evidence.items() if value is not None and value != []}

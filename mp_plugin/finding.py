@@ -1,0 +1,184 @@
+"""Trace a training step in a rehearsal, and put into plain values what this rank found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from mp_plugin.numerics.finiteness import is_finite
+from mp_plugin.numerics.grad_stats import all_finite
+from mp_plugin.parameter_names import plain_name
+from mp_plugin.rehearsal import forward, rehearsal
+from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.verdict import has_other_ranks
+from mp_plugin.step_start import MicroBatch, StepStart
+from mp_plugin.telemetry.batch_report import tensors_by_path
+from mp_plugin.telemetry.layer_stack import LayerStack
+from mp_plugin.telemetry.origin import Source
+from mp_plugin.telemetry.reason import diagnose
+from mp_plugin.telemetry.trace import Signature, Trace, storage_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Where the non-finite numbers of a step came from, as far as one rank knows."""
+
+    batch_idx: int
+    origin: dict[str, Any]
+    """Fields of an `Incident`: operator, layer, location, direction, kind; dtype, amax and reason if they are known."""
+    there_before: str | None = None
+    """`batch` or `weights`, if the numbers were there before the step."""
+    name: str | None = None
+    """Of the tensor that held them: a path into the batch, or a parameter's or buffer's name."""
+    in_scaling: bool = False
+    """Whether only the product of loss and scale overflowed."""
+    exact_amax: float | None = None
+    """Largest magnitude that the operator gives in float64."""
+
+
+def trace_step(start: StepStart, scaler: LossScaler | None, only: frozenset[Signature] | None = None) -> Finding | None:
+    """Run a step again under a trace, batch by batch, until one of them tells where its non-finite numbers are from.
+
+    All ranks together. With other ranks every batch is run to its end, as the ranks may meet in either pass.
+
+    Args:
+        start: where the step began.
+        scaler: scales the loss; None without loss scaling.
+        only: look for these origins only; finds nothing else, and is faster.
+    """
+    found = None
+    with rehearsal(start):
+        for batch in start.window:
+            layers = LayerStack(start.module)
+            trace = Trace(layers, only=only)
+            with layers, trace:
+                loss, scaled = _run(start.module, batch, scaler, trace)
+            found = found or _find(start.module, trace, batch, loss, scaled)
+            if trace.failure is not None and found is None:
+                raise trace.failure
+            if found is not None and not has_other_ranks():
+                break
+    return found
+
+
+def is_forward_finite_in_fp32(start: StepStart, batch_idx: int) -> bool:
+    """Whether the loss of a batch is finite without autocast: one forward pass."""
+    device_type = start.module.device.type
+    with rehearsal(start):
+        loss = forward(start.module, _batch(start, batch_idx), inside=torch.autocast(device_type, enabled=False))
+        return loss is not None and is_finite(loss) is not False
+
+
+def is_backward_finite(start: StepStart, scale: float) -> bool:
+    """Whether all gradients of a step are finite at another loss scale: one run of the step."""
+    with rehearsal(start):
+        for batch in start.window:
+            loss = forward(start.module, batch)
+            if loss is not None:
+                start.module.backward(loss.float() * scale)
+        return bool(all_finite([each.grad for each in start.module.parameters() if each.grad is not None]))
+
+
+def find_live(start: StepStart, trace: Trace, losses: Sequence[Tensor], gradients: Sequence[Tensor]) -> Finding | None:
+    """Return what a trace of the step itself saw, where it could not be run again."""
+    lost = [loss for loss in losses if is_finite(loss) is False]
+    if not start.window:
+        return None
+    found = _describe(start.module, trace, start.window[-1], lost or gradients)
+    if found is None or lost or found.origin["direction"] is Direction.backward:
+        return found
+    # A training step that optimizes by itself may write to its gradients: after their backward pass, not before.
+    places = trace.writers_of(gradients)
+    wrote = any(trace.steps[place].location == found.origin["location"] for place in places)
+    return _replaced(found, direction=Direction.backward) if wrote else found
+
+
+def _run(
+    module: "pl.LightningModule", batch: MicroBatch, scaler: LossScaler | None, trace: Trace
+) -> tuple[Tensor | None, Tensor | None]:
+    loss = forward(module, batch)
+    if loss is None:
+        return None, None
+    scaled = loss if scaler is None else scaler.scale(loss)
+    if has_other_ranks() or is_finite(scaled) is not False:
+        with trace.backward():
+            module.backward(scaled)
+    return loss, scaled
+
+
+def _find(
+    module: "pl.LightningModule", trace: Trace, batch: MicroBatch, loss: Tensor | None, scaled: Tensor | None
+) -> Finding | None:
+    if trace.only is not None:
+        return next((_of_step(trace, place, batch) for place, step in enumerate(trace.steps) if step.is_maker), None)
+    if loss is None or scaled is None:
+        return None
+    if is_finite(loss) is False:
+        return _describe(module, trace, batch, [loss])
+    if is_finite(scaled) is False:
+        found = _describe(module, trace, batch, [scaled])
+        layer, location = trace.made_at(loss)
+        return None if found is None else replace(_replaced(found, layer=layer, location=location), in_scaling=True)
+    return _describe(module, trace, batch, [each.grad for each in module.parameters() if each.grad is not None])
+
+
+def _describe(
+    module: "pl.LightningModule", trace: Trace, batch: MicroBatch, spoiled: Sequence[Tensor]
+) -> Finding | None:
+    origin = trace.find_origin(spoiled)
+    if origin is None:
+        return None
+    found = _of_step(trace, origin.step, batch)
+    if origin.source is None:
+        return found
+    where, name = _whose(module, batch, origin.source)
+    kind = "nan" if origin.source.has_nan else "inf"
+    if where is None:
+        there = None if origin.source.is_mask else "a tensor that was not finite before the step"
+        return found if there is None else _replaced(found, reason=there, kind=kind)
+    holds = f"{name} holds {kind}" if where == "batch" else f"{name} was {kind} before the step"
+    return _replaced(found, there_before=where, name=name, reason=holds, kind=kind)
+
+
+def _of_step(trace: Trace, place: int, batch: MicroBatch) -> Finding:
+    step = trace.steps[place]
+    origin: dict[str, Any] = {
+        "operator": step.operator,
+        "layer": step.layer,
+        "location": step.location,
+        "direction": step.direction,
+        "kind": "nan" if step.makes_nan else "inf",
+    }
+    exact = None
+    if step.call is not None:
+        diagnosis = diagnose(step.call.operator, step.call.args, step.call.kwargs, step.call.output)
+        origin |= {"dtype": diagnosis.dtype, "amax_in": diagnosis.amax_in, "amax_out": diagnosis.amax_out}
+        origin |= {"reason": diagnosis.reason}
+        exact = diagnosis.exact_amax
+    return Finding(batch_idx=batch.batch_idx, origin=origin, exact_amax=exact)
+
+
+def _replaced(found: Finding, *, there_before: str | None = None, name: str | None = None, **origin: Any) -> Finding:
+    return replace(found, there_before=there_before, name=name, origin={**found.origin, **origin})
+
+
+def _whose(module: "pl.LightningModule", batch: MicroBatch, source: Source) -> tuple[str | None, str | None]:
+    """Say what a tensor that was there before belongs to: batch or weights, and its name there."""
+    for path, tensor in tensors_by_path(batch.batch):
+        if storage_of(tensor) == source.storage:
+            return "batch", path
+    for name, parameter in module.named_parameters():
+        if storage_of(parameter) == source.storage:
+            return "weights", plain_name(name)
+    for name, buffer in module.named_buffers():
+        # -Inf in a buffer is a mask.
+        if storage_of(buffer) == source.storage and not source.is_mask:
+            return "weights", plain_name(name)
+    return None, None
+
+
+def _batch(start: StepStart, batch_idx: int) -> MicroBatch:
+    return next((each for each in start.window if each.batch_idx == batch_idx), start.window[-1])

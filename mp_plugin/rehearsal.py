@@ -1,0 +1,110 @@
+"""Run a training step again only to look at it: nothing of it remains."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mp_plugin.copy_on_write import CopyOnWrite
+from mp_plugin.instance import replace_attribute
+from mp_plugin.module_state import as_if_it_had_not_run
+from mp_plugin.random_state import capture_random_state
+from mp_plugin.step_start import MicroBatch, StepStart
+from mp_plugin.telemetry.operators import floating_tensors
+
+
+@contextmanager
+def rehearsal(start: StepStart) -> Iterator[None]:
+    """Go back to where a step began; at the end of the block everything is as it was before.
+
+    That is: random streams, buffers, gradients, weights and other tensors that the step writes to, metrics, attributes
+    of the module. Loggers get nothing, compiled code runs eagerly, and no hook of Lightning is called.
+    """
+    module = start.module
+    with ExitStack() as undo:
+        undo.callback(capture_random_state(module.device))
+        undo.callback(start.buffers.whole_copy().restore)
+        undo.enter_context(as_if_it_had_not_run(module))
+        undo.callback(_set_gradients_aside(module))
+        undo.callback(_silence_loggers(module.trainer))
+        undo.enter_context(start.rehearsal())
+        undo.enter_context(torch.compiler.set_stance("force_eager"))
+        undo.enter_context(torch.enable_grad())
+        undo.enter_context(CopyOnWrite(_tensors_of(start)))
+        start.rewind()
+        yield
+
+
+def forward(
+    module: "pl.LightningModule", batch: MicroBatch, *, inside: AbstractContextManager[Any] | None = None
+) -> Tensor | None:
+    """Run the forward pass of a batch, in a rehearsal, and return its loss before scaling, None if it has none.
+
+    Not through `DistributedDataParallel`, which would wait for gradients: each rank sees its own part of the batch.
+
+    Args:
+        module: whose training step.
+        batch: with the random streams of its first pass.
+        inside: entered around the training step alone, within autocast.
+    """
+    trainer = module.trainer
+    strategy = trainer.strategy
+    if batch.restore_random_state is not None:
+        batch.restore_random_state()
+    arguments = [batch.batch]
+    if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
+        arguments.append(batch.batch_idx)
+    original = module.training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        with inside or nullcontext():
+            return original(*args, **kwargs)
+
+    undo = replace_attribute(module, "training_step", training_step)
+    try:
+        if isinstance(strategy.model, DistributedDataParallel):
+            with strategy.precision_plugin.train_step_context():
+                output = module.training_step(*arguments)
+        else:
+            output = strategy.training_step(*arguments)
+    finally:
+        undo()
+    return ClosureResult.from_training_step_output(output, trainer.accumulate_grad_batches).closure_loss
+
+
+def _set_gradients_aside(module: "pl.LightningModule") -> Callable[[], None]:
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+
+    def restore() -> None:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+    return restore
+
+
+def _silence_loggers(trainer: "pl.Trainer") -> Callable[[], None]:
+    loggers = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in loggers]
+
+    def restore() -> None:
+        trainer.loggers = loggers
+
+    return restore
+
+
+def _tensors_of(start: StepStart) -> Iterator[Tensor]:
+    """Yield what a training step may write to in place: weights, buffers, batches, and tensors kept as attributes."""
+    module = start.module
+    attributes = (value for part in module.modules() for value in vars(part).values())
+    batches = (micro_batch.batch for micro_batch in start.window)
+    return chain(module.parameters(), module.buffers(), *map(floating_tensors, chain(attributes, batches)))

@@ -1,0 +1,55 @@
+"""What a run tells of itself while it goes on."""
+
+from typing import Any
+
+from mp_plugin.modes import Mode
+from mp_plugin.scaling.guard import StepGuard
+from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.telemetry.events import Incident
+
+
+class RunView:
+    """The read-only side of `AdaptivePrecision`: what happened so far, for the price of an attribute."""
+
+    mode: Mode
+    guard: StepGuard
+
+    @property
+    def scaler(self) -> LossScaler | None:
+        """The loss scaler of a 16-mixed run; None in every other precision."""
+        return self.guard.scaler
+
+    @property
+    def loss_scale(self) -> float:
+        """What the next loss is multiplied by; 1.0 without loss scaling. No sync."""
+        return self.guard.loss_scale
+
+    @property
+    def effective_step(self) -> int:
+        """Optimizer steps that changed a weight."""
+        return self.guard.record.effective_step
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps not taken because a gradient was not finite."""
+        return self.guard.record.skipped_steps
+
+    @property
+    def retried_steps(self) -> int:
+        """Optimizer steps taken with the gradients of a batch that was run again at a lower loss scale."""
+        return self.guard.record.retried_steps
+
+    @property
+    def fp32_layers(self) -> list[str]:
+        """Qualified names of layers kept in FP32 beyond autocast's own rules: none in this release."""
+        return []
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """The newest incidents, newest last."""
+        return list(self.guard.record.incidents)
+
+    def summary(self) -> dict[str, Any]:
+        """Return steps, skips, loss scale and incidents of this run as plain JSON values."""
+        scale = self.loss_scale if self.scaler is not None else None
+        return self.guard.record.summary(precision=self.mode.name, scale=scale)

@@ -1,0 +1,133 @@
+"""Where a training step began, to go back to."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import lightning.pytorch as pl
+
+from mp_plugin.batch import BatchStart
+from mp_plugin.buffers import LastGoodBuffers
+from mp_plugin.random_state import capture_random_state
+
+LARGEST_WINDOW = 2**28
+"""Bytes of batches that are held until their window of accumulated batches is over, so as to look at them again."""
+
+
+class MicroBatch:
+    """One forward and backward pass: its batch, and the random streams it began with."""
+
+    def __init__(self, batch: Any, batch_idx: int) -> None:
+        self.batch = batch
+        self.batch_idx = batch_idx
+        self.start = BatchStart(batch)
+        self.restore_random_state: Callable[[], None] | None = None
+
+
+class StepStart:
+    """Where a training step, or a window of accumulated ones, began: batches, buffers, random streams.
+
+    Args:
+        module: what trains.
+        retries: times a batch may be run again to step with its gradients.
+    """
+
+    def __init__(self, module: "pl.LightningModule", *, retries: int) -> None:
+        self.module = module
+        self.buffers = LastGoodBuffers(module)
+        # In manual optimization there is no closure, and a step that takes the iterator would take the next batch.
+        self.can_run_again = (
+            module.automatic_optimization and "dataloader_iter" not in signature(module.training_step).parameters
+        )
+        self._retries = retries if self.can_run_again else 0
+        self.forward_passes = 0
+        self.window: list[MicroBatch] = []
+        """The batches of this step that are still held, newest last."""
+        self.is_rehearsing = False
+        """Whether a forward pass now is a diagnosis, of which nothing may be remembered."""
+        self.may_edit_after_backward = False
+        """Whether somebody has filled in `on_after_backward`."""
+        self.edits_after_backward = False
+        """Whether that hook has written to gradients, so that they are not right without it."""
+        self._is_marked = False
+
+    @property
+    def retries(self) -> int:
+        """Times this batch may be run again: never in a window, of which the closure holds the last batch only."""
+        return self._retries if self.module.trainer.accumulate_grad_batches == 1 else 0
+
+    def next_batch(self, batch: Any, batch_idx: int) -> None:
+        """Call for each batch, when all hooks have seen it and before its first forward pass."""
+        in_window = self.module.automatic_optimization and batch_idx % self.module.trainer.accumulate_grad_batches
+        if not in_window:
+            self._is_marked = False
+            self.window.clear()
+        self.window.append(MicroBatch(batch, batch_idx))
+        while len(self.window) > 1 and sum(each.start.nbytes for each in self.window) > LARGEST_WINDOW:
+            self.window.pop(0)
+
+    def mark(self) -> None:
+        """Call before each forward pass: the first one of a window is where it began."""
+        if self.is_rehearsing:
+            return
+        self.forward_passes += 1
+        if self.can_run_again and self.window and self.window[-1].restore_random_state is None:
+            self.window[-1].restore_random_state = capture_random_state(self.module.device)
+        if self._is_marked:
+            return
+        self._is_marked = True
+        self.buffers.save()
+
+    def done(self) -> None:
+        """The step was taken or skipped: the next forward pass begins a new one."""
+        self._is_marked = False
+        self.window.clear()
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Forward passes in this block are no part of the training."""
+        self.is_rehearsing = True
+        try:
+            yield
+        finally:
+            self.is_rehearsing = False
+
+    @contextmanager
+    def noticing_edits(self) -> Iterator[None]:
+        """Notice whether the block, which calls the hooks after a backward pass, writes to gradients in place."""
+        if not (self.may_edit_after_backward and self.retries):
+            yield
+            return
+        before = self._gradient_versions()
+        yield
+        self.edits_after_backward = before != self._gradient_versions()
+
+    def _gradient_versions(self) -> list[tuple[int, int]]:
+        grads = [parameter.grad for parameter in self.module.parameters()]
+        return [(id(grad), 0 if grad is None else grad._version) for grad in grads]
+
+    @property
+    def is_window_whole(self) -> bool:
+        """Whether all batches of this step so far are still held."""
+        places = self.module.trainer.accumulate_grad_batches if self.module.automatic_optimization else 1
+        return bool(self.window) and len(self.window) == self.window[-1].batch_idx % places + 1
+
+    def restore_batches(self) -> bool:
+        """Undo what the step did to its batches; False if that is not possible."""
+        restored = [micro_batch.start.restore() for micro_batch in self.window]
+        return all(restored)
+
+    def restore_buffers(self) -> None:
+        """Undo what a forward pass that overflowed wrote."""
+        if self.module.automatic_optimization:
+            self.buffers.restore()
+        else:
+            # Other optimizers of the same training step may have stepped: what they learned stays.
+            self.buffers.restore_non_finite()
+
+    def rewind(self) -> None:
+        """Go back to where the step began."""
+        self.buffers.restore()
+        if self.window and self.window[0].restore_random_state is not None:
+            self.window[0].restore_random_state()
