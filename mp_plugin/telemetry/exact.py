@@ -42,7 +42,7 @@ def run_exactly(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     if (
         operator.namespace not in _NAMESPACES
         or _draws(operator, args, kwargs)
-        or any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in tensors)
+        or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
         or sum(tensor.numel() for tensor in tensors) > MAX_ELEMENTS
     ):
         return None
@@ -65,8 +65,7 @@ def run_exactly(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         wide_args = tuple(False if value is True else value for value in wide_args)
     restore = capture_random_state(tensors[0].device if tensors else torch.device("cpu"))
     try:
-        with torch.no_grad():
-            result = operator(*wide_args, **wide_kwargs)
+        result = operator(*wide_args, **wide_kwargs)
     # A fused kernel may not take float64, and says so in its own way.
     except Exception:
         return None

@@ -82,7 +82,7 @@ def diagnose(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ou
         is_overflow=reason.startswith("overflow"),
         dtype=format_name(dtype),
         amax_in=_or(None, lambda: _finite_amax(inputs)),
-        amax_out=_or(math.nan, lambda: _amax([outputs[place] for place in spoiled] or _floating(output))),
+        amax_out=_or(math.nan, lambda: _amax(_floating(output))),
         exact_amax=exact,
     )
 

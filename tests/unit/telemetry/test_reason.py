@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mp_plugin.telemetry.exact import MAX_ELEMENTS, run_exactly
 from mp_plugin.telemetry.reason import Diagnosis, constant_that_is_not_finite, diagnose
-from mp_plugin.telemetry.reason_rules import RULES, Rule
+from mp_plugin.telemetry.reason_rules import RULES, Rule, readable
 
 INF, NAN = math.inf, math.nan
 aten = torch.ops.aten
@@ -105,13 +105,24 @@ def test_numbers_beyond_the_format_on_the_way() -> None:
 
 
 def test_only_the_output_that_went_wrong_is_exact() -> None:
-    x = torch.tensor([[6e4, 6e4]], dtype=torch.float16)
-    good, bad = torch.tensor(1e9), torch.tensor(INF, dtype=torch.float16)
-    found = diagnose(aten.var_mean.correction, (x,), {"dim": [1], "correction": 0}, (good, bad))
-    assert found.exact_amax == pytest.approx(60000)  # the mean, not the variance
+    mean = torch.tensor([INF], dtype=torch.float16)
+    found = diagnose(aten.var_mean.correction, (fp32([3e4, 0]),), {"dim": [1], "correction": 0}, (fp32(0), mean))
+    assert found.exact_amax == 1.5e4  # the variance is 2.25e8
 
 
-NORM = (1, 2, 2)
+def test_integers_are_numbers_too() -> None:
+    found = ran(aten.exp.default, torch.tensor([100]))
+    assert found.reason == "overflow: 2.69e+43 is beyond the largest fp32 number, 3.4e+38"
+    assert found.amax_in is None
+
+
+@pytest.mark.parametrize(
+    ("number", "reads"), {999.4: "999", 999.7: "1,000", 1e9: "1e+09", 0.5: "0.5", -1234.5: "-1,234", INF: "inf"}.items()
+)
+def test_numbers_read_at_a_glance(number: float, reads: str) -> None:
+    assert readable(number) == reads
+
+
 INVALID = {
     "0/0": ((aten.div.Tensor, fp32(0, 1), fp32(0, 1)), "invalid: 0/0"),
     "0/0 of numbers": ((aten.div.Tensor, fp32(0), 0), "invalid: 0/0"),
@@ -276,6 +287,13 @@ def test_amax_of_the_inputs_leaves_out_what_is_not_finite() -> None:
     assert math.isnan(ran(aten.cat.default, [fp32(1, NAN), fp32(INF)]).amax_out)
 
 
+def test_rules_that_depend_on_a_mode() -> None:
+    unreduced = (torch.zeros(2, 3), torch.tensor([-100, -100]), None, 0, -100)
+    assert "targets" not in diagnose(aten.nll_loss_forward.default, unreduced, {}, fp32(NAN)).reason
+    trained = (torch.randn(4, 2), None, None, torch.zeros(2), fp32(-1, 0), True, 0.1, 0.0)
+    assert "variance" not in diagnose(aten.native_batch_norm.default, trained, {}, fp32(NAN)).reason
+
+
 def test_memory_nobody_wrote_to_is_no_overflow() -> None:
     x = fp16(1.0)
     found = diagnose(aten.empty_like.default, (x,), {}, torch.tensor([INF], dtype=torch.float16))
@@ -303,6 +321,27 @@ def test_random_operators_are_not_run_again() -> None:
 
 
 @pytest.mark.usefixtures("random_streams")
+def test_an_operator_that_draws_and_does_not_say_so_leaves_the_streams_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mp_plugin.telemetry.exact._draws", lambda *_: False)
+    assert run_exactly(aten.bernoulli.p, (fp16(1), 0.5), {}, None) is not None
+
+
+def test_a_custom_operator_is_not_run_again() -> None:
+    calls = []
+
+    @torch.library.custom_op("mp_plugin_tests::halved", mutates_args=())
+    def halved(x: Tensor) -> Tensor:
+        calls.append(x.dtype)
+        return x / 2
+
+    x = fp16(1)
+    found = diagnose(torch.ops.mp_plugin_tests.halved.default, (x,), {}, fp16(INF))
+    assert calls == []
+    assert found.reason == "invalid operation on finite numbers"
+    assert found.amax_in == 1
+
+
+@pytest.mark.usefixtures("random_streams")
 def test_attention_runs_again_unless_it_drops_out() -> None:
     query = torch.full((1, 1, 2, 4), 1.0)
     operator = aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -317,6 +356,13 @@ def test_statistics_that_batch_norm_updates_stay() -> None:
     mean, variance = torch.zeros(1), torch.ones(1)
     assert run_exactly(aten.native_batch_norm.default, (x, None, None, mean, variance, True, 0.1, 1e-5), {}, None)
     assert (mean.item(), variance.item()) == (0, 1)
+
+
+def test_what_is_written_in_place_is_a_copy() -> None:
+    double, values, places = torch.ones(2, dtype=torch.float64), torch.zeros(()), torch.tensor(7)
+    assert run_exactly(aten.mul_.Tensor, (double, 2.0), {}, None)
+    assert run_exactly(aten.max.dim_max, (fp32(1, 2), 0), {"max": values, "max_values": places}, None)
+    assert (double.tolist(), values.item(), places.item()) == ([1, 1], 0, 7)
 
 
 def test_what_an_operator_wrote_to_is_its_result() -> None:
