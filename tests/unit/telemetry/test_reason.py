@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mp_plugin.telemetry.exact import MAX_ELEMENTS, run_exactly
 from mp_plugin.telemetry.reason import Diagnosis, constant_that_is_not_finite, diagnose
-from mp_plugin.telemetry.reason_rules import RULES, Rule, readable
+from mp_plugin.telemetry.reason_rules import RULES, Rule, readable, reason_by_rule
 
 INF, NAN = math.inf, math.nan
 aten = torch.ops.aten
@@ -288,10 +288,13 @@ def test_amax_of_the_inputs_leaves_out_what_is_not_finite() -> None:
 
 
 def test_rules_that_depend_on_a_mode() -> None:
-    unreduced = (torch.zeros(2, 3), torch.tensor([-100, -100]), None, 0, -100)
-    assert "targets" not in diagnose(aten.nll_loss_forward.default, unreduced, {}, fp32(NAN)).reason
-    trained = (torch.randn(4, 2), None, None, torch.zeros(2), fp32(-1, 0), True, 0.1, 0.0)
-    assert "variance" not in diagnose(aten.native_batch_norm.default, trained, {}, fp32(NAN)).reason
+    ignored = {"target": torch.tensor([-100]), "ignore_index": -100}
+    assert reason_by_rule("nll_loss_forward", {**ignored, "reduction": 1})
+    assert reason_by_rule("nll_loss_forward", {**ignored, "reduction": 0}) is None
+    for variance in (-1.0, 0.0):
+        statistics = {"running_var": fp32(variance), "eps": 0.0}
+        assert reason_by_rule("native_batch_norm", {**statistics, "training": False})
+        assert reason_by_rule("native_batch_norm", {**statistics, "training": True}) is None
 
 
 def test_memory_nobody_wrote_to_is_no_overflow() -> None:
