@@ -8,7 +8,7 @@ import lightning.pytorch  # noqa: F401  # it sets environment variables when it 
 import pytest
 import torch
 
-THEIR_OWN = ("PL_", "PYTEST_", "TORCHINDUCTOR_", "TRITON_")
+THEIR_OWN = ("PL_", "PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
 """Prefixes of the variables with which Lightning, pytest and torch mark a process when they first work in it."""
 
 

@@ -4,12 +4,10 @@ import ast
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import lightning.pytorch as pl
 
 from mp_plugin.config import LossScaling
 from mp_plugin.telemetry.events import Cause, Direction, Incident
@@ -87,22 +85,6 @@ class Fault:
     def differences(self, incident: Incident) -> list[str]:
         """What is wrong with an incident; of several right answers the nearest one counts."""
         return min((list(origin.differences(incident)) for origin in self.accepted), key=len)
-
-    def under(self, layer: Callable[[str], str]) -> "Fault":
-        """The same fault where the model's layers bear other names."""
-        renamed = tuple(replace(each, layers=frozenset(map(layer, each.layers))) for each in self.accepted)
-        return replace(self, accepted=renamed)
-
-
-class Striker(pl.Callback):
-    """Lets a fault strike the model itself, before the spoiled batches."""
-
-    def __init__(self, fault: Fault, faulty: tuple[int, ...]) -> None:
-        self.fault, self.faulty = fault, faulty
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.fault.strike is not None and batch_idx in self.faulty:
-            self.fault.strike(pl_module)
 
 
 def turn(knob: float, *, all_samples: bool = False) -> Callable[[Batch], Batch]:
