@@ -10,11 +10,10 @@ fp16 on the CPU, one thread: the model is small, so these ratios show the cost o
 
 import argparse
 import statistics
-import time
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from helpers.clock import Clock
 from helpers.harness import circumstances, write
 from helpers.trainings import Training, fit
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -48,23 +47,9 @@ class Timed(Training):
         return kind(self.parameters(), lr=0.01, **OPTIMIZERS[self.optimizer])
 
 
-class Clock(pl.Callback):
-    """The seconds of each step after the warm-up."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Any, training: Any, outputs: Any, batch: Any, step: int) -> None:
-        if step >= WARM_UP:
-            self.seconds.append(time.perf_counter() - self._start)
-
-
 def block(plugin: Any, optimizer: str) -> float:
     """Train for a block and return the median seconds of a step."""
-    clock = Clock()
+    clock = Clock(WARM_UP)
     fit(Timed(optimizer), plugin, clock)
     return statistics.median(clock.seconds)
 

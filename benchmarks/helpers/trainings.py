@@ -82,21 +82,27 @@ class Training(pl.LightningModule):
         return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps)))
 
 
-def fit(training: Training, plugin: Any, callback: pl.Callback) -> None:
-    """Train for as many steps as the training was made for, in one thread, without a word."""
+def be_quiet() -> None:
+    """Say nothing and use one thread from now on."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "mp_plugin"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def fit(training: Training, plugin: Any, *callbacks: pl.Callback, **options: Any) -> None:
+    """Train for as many steps as the training was made for, in one thread, without a word."""
+    be_quiet()
     trainer = pl.Trainer(
         plugins=[plugin],
-        callbacks=[callback],
+        callbacks=list(callbacks),
         accelerator="cpu",
         max_steps=training.steps,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
     with contextlib.redirect_stdout(io.StringIO()):  # the summary at the end of a fit
         trainer.fit(training)
