@@ -16,6 +16,7 @@ from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import has_other_ranks
 from mp_plugin.step_start import MicroBatch, StepStart
 from mp_plugin.telemetry.batch_report import tensors_by_path
+from mp_plugin.telemetry.events import Direction
 from mp_plugin.telemetry.layer_stack import LayerStack
 from mp_plugin.telemetry.origin import Source
 from mp_plugin.telemetry.reason import diagnose

@@ -15,17 +15,30 @@ from mp_plugin.instance import replace_attribute
 
 
 @contextmanager
-def as_if_it_had_not_run(module: "pl.LightningModule") -> Iterator[None]:
-    """Let the block run a training step once more without a second effect on what the module keeps.
+def counted_once(module: "pl.LightningModule") -> Iterator[None]:
+    """Let the block run a training step once more without counting twice what it logs and measures.
 
-    Afterwards torchmetrics have their state, and attributes their values: numbers and strings, the entries of lists,
-    dicts, sets and deques. `self.log` does nothing meanwhile. An object that is changed inside, an array or a class of
-    the user's own, stays changed.
+    Afterwards torchmetrics have their state again. `self.log` does nothing meanwhile.
     """
     with ExitStack() as undo:
         for part in module.modules():
-            undo.callback(_remember_metric(part) if isinstance(part, Metric) else _remember_attributes(part))
+            if isinstance(part, Metric):
+                undo.callback(_remember_metric(part))
         undo.callback(replace_attribute(module, "log", _log_nothing))
+        yield
+
+
+@contextmanager
+def unchanged(module: "pl.LightningModule") -> Iterator[None]:
+    """Let the block run a training step whose effects on the module are taken back.
+
+    Beyond what counts once, attributes have their values again: numbers and strings, the entries of lists, dicts, sets
+    and deques. An object that is changed inside, an array or a class of the user's own, stays changed.
+    """
+    with counted_once(module), ExitStack() as undo:
+        for part in module.modules():
+            if not isinstance(part, Metric):
+                undo.callback(_remember_attributes(part))
         yield
 
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mp_plugin.copy_on_write import CopyOnWrite
 from mp_plugin.instance import replace_attribute
-from mp_plugin.module_state import as_if_it_had_not_run
+from mp_plugin.module_state import unchanged
 from mp_plugin.random_state import capture_random_state
 from mp_plugin.step_start import MicroBatch, StepStart
 from mp_plugin.telemetry.operators import floating_tensors
@@ -32,7 +32,7 @@ def rehearsal(start: StepStart) -> Iterator[None]:
     with ExitStack() as undo:
         undo.callback(capture_random_state(module.device))
         undo.callback(start.buffers.whole_copy().restore)
-        undo.enter_context(as_if_it_had_not_run(module))
+        undo.enter_context(unchanged(module))
         undo.callback(_set_gradients_aside(module))
         undo.callback(_silence_loggers(module.trainer))
         undo.enter_context(start.rehearsal())

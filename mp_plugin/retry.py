@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mp_plugin.hooks import silent
-from mp_plugin.module_state import as_if_it_had_not_run
+from mp_plugin.module_state import counted_once
 from mp_plugin.scaling.verdict import gather
 from mp_plugin.step_start import StepStart
 
@@ -28,7 +28,7 @@ def may_run_again(start: StepStart | None, retries: int) -> bool:
 
 @contextmanager
 def run_again(start: StepStart | None) -> Iterator[None]:
-    """Go back to where a step began, and let the block run it again: what it logs, measures and notes counts once.
+    """Go back to where a step began, and let the block run it again: what it logs and measures counts once.
 
     Hooks have been called already. `on_after_backward` is called again if it writes to gradients: it has to write to
     those that the step will use.
@@ -37,7 +37,7 @@ def run_again(start: StepStart | None) -> Iterator[None]:
     hooks = ["on_before_zero_grad", "on_before_backward"]
     if not start.edits_after_backward:
         hooks.append("on_after_backward")
-    with as_if_it_had_not_run(start.module), silent(start.module, hooks):
+    with counted_once(start.module), silent(start.module, hooks):
         start.rewind()
         yield
 

@@ -123,19 +123,20 @@ class Incident:
 
     def __str__(self) -> str:
         """Describe the incident in one line."""
-        scale = f" at loss scale {self.loss_scale:,.15g}" if self.loss_scale != 1 else ""
+        names = ", ".join(self.parameters[:3])
+        more = f" and {len(self.parameters) - 3} more" if len(self.parameters) > 3 else ""
         where = f" on rank {self.rank}" if self.rank else ""
-        return f"step {self.step} (batch {self.batch_idx}): {self._what()}{where}{scale}"
+        scale = f" at loss scale {self.loss_scale:,.15g}" if self.loss_scale != 1 else ""
+        spoiled = f"step {self.step} (batch {self.batch_idx}): {self.kind} gradients in {names}{more}{where}{scale}"
+        return f"{spoiled}{self._origin()}"
 
-    def _what(self) -> str:
+    def _origin(self) -> str:
         if self.operator is None:
-            names = ", ".join(self.parameters[:3])
-            more = f" and {len(self.parameters) - 3} more" if len(self.parameters) > 3 else ""
-            return f"{self.kind} gradients in {names}{more}"
-        layer = f", {self.layer}" if self.layer else ""
-        place = f" ({self.location}{layer})" if self.location or layer else ""
-        direction = f" {self.direction.value}" if self.direction else ""
-        return f"{self.cause.value}: {self.operator} made {self.kind} in the{direction} pass{place}"
+            return ""
+        if self.cause in (Cause.data, Cause.weights):
+            return f"; {self.cause.value}: {self.reason}"
+        places = ", ".join(place for place in (self.layer, self.location) if place)
+        return f"; {self.cause.value}: {self.operator} made {self.kind}" + (f" in {places}" if places else "")
 
 
 _NUMBERS = ("loss_scale", "amax_in", "amax_out")

@@ -99,18 +99,20 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
             self._direction = before
 
     def writers_of(self, tensors: Sequence[Tensor]) -> list[int]:
-        """Return the steps that wrote the non-finite ones of these tensors last; syncs."""
-        bad = [self._last_writer.get(storage_of(tensor)) for tensor in tensors if is_finite(tensor) is False]
-        return [writer for writer in bad if writer is not None]
+        """Return the steps that wrote these tensors last, as far as they were seen."""
+        writers = (self._last_writer.get(storage_of(tensor)) for tensor in tensors)
+        return [writer for writer in writers if writer is not None]
 
     def find_origin(self, tensors: Sequence[Tensor]) -> Origin | None:
-        """Return what made these tensors non-finite, as far as this rank knows; syncs.
+        """Return what made these tensors non-finite, as far as this rank knows; None if they are finite. Syncs.
 
         Should none of them lead anywhere, for they came through memory that nobody saw written, the earliest origin of
         anything non-finite has to do.
         """
-        writers = self.writers_of(tensors)
-        return find_origin(self.steps, writers) or find_origin(self.steps, range(len(self.steps)))
+        bad = [tensor for tensor in tensors if is_finite(tensor) is False]
+        if not bad:
+            return None
+        return find_origin(self.steps, self.writers_of(bad)) or find_origin(self.steps, range(len(self.steps)))
 
     def made_at(self, tensor: Tensor) -> tuple[str, str | None]:
         """Return the layer and the line of user code that computed a tensor of the forward pass."""

@@ -137,7 +137,7 @@ def test_batch_norm_survives_a_step_that_returns_nothing(precision: str) -> None
 
 class Released(pl.Callback):
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        assert trainer.precision_plugin._start._batch is None
+        assert trainer.precision_plugin.start.window == []
 
 
 def test_a_batch_is_not_kept_beyond_its_step() -> None:
