@@ -37,11 +37,10 @@ def test_an_incident_reaches_wandb(wandb_logger: WandbLogger, tmp_path: Path) ->
     wandb_logger.experiment.finish()
     (file,) = tmp_path.rglob("*.wandb")
     sent = file.read_bytes()
-    titles = ("forward: aten." + "x" * 50, "unknown: inf gradients")
-    for text in (*titles, str(incident()), str(traced().reason), advice(traced()), "WARN"):
+    for text in ("unknown: inf gradients", str(incident()), str(traced().reason), advice(traced()), "WARN"):
         assert text.encode() in sent
-    # A field of 63 bytes: W&B cuts off longer titles.
-    assert b"\n\x3fforward: aten." in sent
+    # A field of 63 bytes: W&B wants no longer titles.
+    assert b"\n\x3fforward: aten.xxx" in sent
 
 
 def test_other_loggers_and_none_are_left_alone(tmp_path: Path) -> None:
@@ -71,10 +70,8 @@ def test_a_tracker_that_fails_is_told_of_once(caplog: pytest.LogCaptureFixture) 
     for _ in range(3):
         alerts.send(trainer, incident())
     assert logger.calls == 1
-    expected = (
-        "W&B cannot be alerted (ConnectionError: no route to host); no more incidents of this run are sent there."
-    )
-    assert [record.getMessage() for record in caplog.records if record.name == "mp_plugin.alerts"] == [expected]
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "mp_plugin.alerts")
+    assert message.startswith("W&B cannot be alerted (ConnectionError: no route to host); ")
 
 
 def test_wandb_is_not_imported_for_those_who_have_none() -> None:
