@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
-from rich.progress import Progress
 from typing_extensions import override
 
 from mp_plugin.hooks import may_edit_after_backward, may_edit_gradients
 from mp_plugin.instance import replace_attribute
 from mp_plugin.optimizers import raise_vanishing_eps_
+from mp_plugin.report_incident import console_of
 from mp_plugin.scaling.verdict import gather
 from mp_plugin.telemetry.table import summary_table
 
@@ -75,10 +74,7 @@ class PrecisionMonitor(Callback):
         # A fit that was over before its first step has nothing to tell.
         if trainer.is_global_zero and self.plugin.guard.record.steps and not self._is_printed:
             self._is_printed = True
-            # A live display and another console would overwrite each other's lines.
-            live = getattr(trainer.progress_bar_callback, "progress", None)
-            console = live.console if isinstance(live, Progress) else Console()
-            console.print(summary_table(self.plugin.summary()))
+            console_of(trainer).print(summary_table(self.plugin.summary()))
 
 
 def show_in_progress_bar(trainer: "pl.Trainer", plugin: "AdaptivePrecision") -> Callable[[], None]:

@@ -21,8 +21,10 @@ from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError
 from mp_plugin.explain import Explainer
 from mp_plugin.fsdp import FSDPCapable
+from mp_plugin.instance import replace_attribute
 from mp_plugin.modes import parse_mode
 from mp_plugin.optimizers import refuse_what_cannot_be_scaled
+from mp_plugin.report_incident import IncidentReporter
 from mp_plugin.run_view import RunView
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
@@ -127,6 +129,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
             self._undo.append(show_in_progress_bar(trainer, self))
             self._undo.append(hold_on_skips(module, self.guard))
+            self._undo.append(replace_attribute(self.guard, "report", IncidentReporter(trainer, self)))
         return super().connect(model, optimizers, lr_schedulers)
 
     @override

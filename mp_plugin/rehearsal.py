@@ -57,8 +57,8 @@ def forward(
     """
     trainer = module.trainer
     strategy = trainer.strategy
-    if batch.restore_random_state is not None:
-        batch.restore_random_state()
+    if batch.random_state is not None:
+        batch.random_state.restore()
     arguments = [batch.batch]
     if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
         arguments.append(batch.batch_idx)

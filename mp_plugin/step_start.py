@@ -1,6 +1,6 @@
 """Where a training step began, to go back to."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 
 from mp_plugin.batch import BatchStart
 from mp_plugin.buffers import LastGoodBuffers
-from mp_plugin.random_state import capture_random_state
+from mp_plugin.random_state import RandomState, capture_random_state
 
 LARGEST_WINDOW = 2**28
 """Bytes of batches that are held until their window of accumulated batches is over, so as to look at them again."""
@@ -22,7 +22,7 @@ class MicroBatch:
         self.batch = batch
         self.batch_idx = batch_idx
         self.start = BatchStart(batch)
-        self.restore_random_state: Callable[[], None] | None = None
+        self.random_state: RandomState | None = None
 
 
 class StepStart:
@@ -72,8 +72,8 @@ class StepStart:
         if self.is_rehearsing:
             return
         self.forward_passes += 1
-        if self.can_run_again and self.window and self.window[-1].restore_random_state is None:
-            self.window[-1].restore_random_state = capture_random_state(self.module.device)
+        if self.can_run_again and self.window and self.window[-1].random_state is None:
+            self.window[-1].random_state = capture_random_state(self.module.device)
         if self._is_marked:
             return
         self._is_marked = True
@@ -129,5 +129,5 @@ class StepStart:
     def rewind(self) -> None:
         """Go back to where the step began."""
         self.buffers.restore()
-        if self.window and self.window[0].restore_random_state is not None:
-            self.window[0].restore_random_state()
+        if self.window and self.window[0].random_state is not None:
+            self.window[0].random_state.restore()

@@ -15,6 +15,7 @@ WHY_UNTRACED = {
     "budget": "beyond max_traced",
     "off": "beyond max_traced",
     "no closure": "in steps that cannot be run again",
+    "not reproduced": "finite when run again",
 }
 """What the evidence of an untraced incident says, in words for the table."""
 

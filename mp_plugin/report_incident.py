@@ -1,0 +1,86 @@
+"""Tell the world of an incident: a line on disk, a panel in the terminal, an alert."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.progress import Progress
+
+from mp_plugin.alerts import Alerts
+from mp_plugin.scaling.verdict import gather
+from mp_plugin.telemetry.batches import BatchFolder
+from mp_plugin.telemetry.events import Incident
+from mp_plugin.telemetry.panel import incident_panel
+from mp_plugin.telemetry.store import IncidentLog
+
+if TYPE_CHECKING:
+    from mp_plugin.precision import AdaptivePrecision
+
+log = logging.getLogger(__name__)
+
+
+class IncidentReporter:
+    """Report each incident of a fit, once it is known how it ended; all ranks together, rank 0 writes.
+
+    Every incident gets a line in `telemetry/incidents.jsonl`; one that was traced also a panel and an alert and, if
+    `Telemetry.keep_batches` says so, its batch in a file. Nothing is written in a `fast_dev_run`.
+    """
+
+    def __init__(self, trainer: "pl.Trainer", plugin: "AdaptivePrecision") -> None:
+        self._trainer = trainer
+        self._plugin = plugin
+        self._alerts = Alerts()
+        self._is_located = False
+        self._log: IncidentLog | None = None
+        self._batches: BatchFolder | None = None
+
+    def __call__(self, incident: Incident) -> None:
+        """Report an incident."""
+        self._locate()
+        extra = self._save_batch(incident) if incident.traced else {}
+        if not self._trainer.is_global_zero:
+            return
+        if self._log is not None:
+            self._log.append(incident, **extra)
+        if incident.traced:
+            console_of(self._trainer).print(incident_panel(incident))
+            self._alerts.send(self._trainer, incident)
+
+    def _locate(self) -> None:
+        if self._is_located:
+            return
+        self._is_located = True
+        # Lightning asks rank 0 for its log directory: all ranks ask together.
+        directory = self._plugin.telemetry.directory or self._trainer.log_dir or self._trainer.default_root_dir
+        if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if "://" in directory:
+            log.warning("Incidents cannot be written to %s; Telemetry.directory takes a local path.", directory)
+            return
+        self._log = IncidentLog(directory)
+        self._batches = BatchFolder(directory) if self._plugin.telemetry.keep_batches else None
+
+    def _save_batch(self, incident: Incident) -> dict[str, str]:
+        start = self._plugin.start
+        if self._batches is None or start is None:
+            return {}
+        file = None
+        batch = next((each for each in start.window if each.batch_idx == incident.batch_idx), None)
+        if batch is not None and incident.rank == self._trainer.global_rank:
+            file = self._batches.save(
+                batch.batch,
+                batch_idx=batch.batch_idx,
+                step=incident.step,
+                rank=incident.rank,
+                random_state=batch.random_state,
+                plugin_state=self._plugin.state_dict(),
+            )
+        saved = next((each for each in gather(file) if each is not None), None)
+        return {} if saved is None else {"batch_file": saved}
+
+
+def console_of(trainer: "pl.Trainer") -> Console:
+    """Return the console to print to: that of a live display, if there is one, as two would overwrite each other."""
+    live = getattr(trainer.progress_bar_callback, "progress", None)
+    return live.console if isinstance(live, Progress) else Console()
