@@ -179,6 +179,7 @@ class Explainer:
         )
         cause = decide_cause(known)
         evidence |= {"forward_finite": cause in (Cause.loss, Cause.backward), "exact_amax": finding.exact_amax}
+        evidence["ran_at"] = finding.ran_at
         if finding.there_before == "weights":
             evidence["weights_finite"] = False
             evidence["weights"] = list(dict.fromkeys([*evidence.get("weights", []), finding.name]))

@@ -38,6 +38,8 @@ class Finding:
     """Whether only the product of loss and scale overflowed."""
     exact_amax: float | None = None
     """Largest magnitude that the operator gives in float64."""
+    ran_at: str | None = None
+    """Line of user code inside the backward pass."""
 
 
 def trace_step(start: StepStart, scaler: LossScaler | None, only: frozenset[Signature] | None = None) -> Finding | None:
@@ -159,7 +161,7 @@ def _of_step(trace: Trace, place: int, batch: MicroBatch) -> Finding:
         origin |= {"dtype": diagnosis.dtype, "amax_in": diagnosis.amax_in, "amax_out": diagnosis.amax_out}
         origin |= {"reason": diagnosis.reason}
         exact = diagnosis.exact_amax
-    return Finding(batch_idx=batch.batch_idx, origin=origin, exact_amax=exact)
+    return Finding(batch_idx=batch.batch_idx, origin=origin, exact_amax=exact, ran_at=step.ran_at)
 
 
 def _replaced(found: Finding, *, there_before: str | None = None, name: str | None = None, **origin: Any) -> Finding:

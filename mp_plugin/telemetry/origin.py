@@ -29,6 +29,8 @@ class Step:
     layer: str
     location: str | None
     makes_nan: bool
+    ran_at: str | None = None
+    """Line of user code inside the backward pass, such as that of a custom autograd Function."""
     sources: tuple[Source, ...] = ()
     is_given: bool = False
     """Whether it writes a mask: -Inf from a constant among its arguments."""

@@ -81,6 +81,8 @@ def _where(incident: Incident) -> Iterator[str]:
         yield f"{incident.direction.value} pass{of_layer}{rank}"
     if incident.location:
         yield incident.location
+    if "ran_at" in incident.evidence:
+        yield f"called back at {incident.evidence['ran_at']}"
 
 
 def _why(incident: Incident) -> Iterator[str]:

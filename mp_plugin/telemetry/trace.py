@@ -176,7 +176,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         is_mask = not makes_nan and not any(inf for _, inf, _ in counts)
         counted = inputs_that_count(info, given)
         sources = tuple(self._sources(counted, now))
-        layer, location, direction = self._where(sys._getframe())
+        layer, location, direction, ran_at = self._where(sys._getframe())
         if self.only is not None and (info.name, location, direction) not in self.only:
             return
         step = Step(
@@ -184,6 +184,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
             direction=direction,
             layer=layer,
             location=location,
+            ran_at=ran_at,
             makes_nan=makes_nan,
             sources=sources,
             is_given=is_mask and not info.is_arithmetic and any(map(non_finite_constant, counted.values())),
@@ -196,19 +197,20 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         self.steps.append(step)
         self._last_writer.update((storage_of(tensor), len(self.steps) - 1) for tensor in bad)
 
-    def _where(self, frame: FrameType) -> tuple[str, str | None, Direction]:
+    def _where(self, frame: FrameType) -> tuple[str, str | None, Direction, str | None]:
+        """Return layer, line and pass of an operator; for user code inside the backward pass also its own line."""
         site = call_site(frame)
         spot = self._spot_of(torch._C._current_autograd_node())
         if self._direction is Direction.forward or is_recomputing(frame):
             if spot is not None and site.place is None:  # a gradient that the forward pass asks for
-                return spot.layer, _text(spot.site.place), Direction.forward
-            return self._layers.current, _text(site.place), Direction.forward
+                return spot.layer, _text(spot.site.place), Direction.forward, None
+            return self._layers.current, _text(site.place), Direction.forward, None
         if spot is None:
-            return "", _text(site.place), Direction.backward
+            return "", _text(site.place), Direction.backward, None
         forward = spot.site.applied_at or spot.site.place
-        both = site.place is not None and forward is not None
-        location = f"{site.place} (of {forward})" if both else _text(site.place or forward)
-        return spot.layer, location, Direction.backward
+        if forward is None:
+            return spot.layer, _text(site.place), Direction.backward, None
+        return spot.layer, str(forward), Direction.backward, _text(site.place)
 
     def _spot_of(self, node: Any) -> _Spot | None:
         if node is None:
