@@ -133,7 +133,7 @@ class Explainer:
     ) -> tuple[Explanation, Evidence]:
         """Look at batches, weights and losses, on all ranks; nothing is run again."""
         batches = [part for each in start.window for part in non_finite_parts(each.batch)] if start else []
-        lost = blame_weights(optimizer, module).parameters
+        lost = blame_weights(optimizer, module)
         scale = self._guard.loss_scale
         losses = [loss.float() for loss in self._guard.losses]
         here: dict[str, Any] = {
@@ -147,7 +147,7 @@ class Explainer:
         saw_losses = any(each["seen"] for each in everywhere)
         known = Evidence(
             batch_finite=not batch if start is not None and start.window else None,
-            weights_finite=not lost,
+            weights_finite=not lost.parameters,
             loss_finite=all(each["loss_finite"] for each in everywhere) if saw_losses else None,
             scaled_loss_finite=all(each["scaled_loss_finite"] for each in everywhere) if saw_losses else None,
         )
@@ -159,8 +159,8 @@ class Explainer:
         }
         if batch:
             evidence["batch"] = batch
-        if lost:
-            evidence["weights"] = list(lost)
+        if lost.parameters:
+            evidence |= {"weights": list(lost.parameters), "weights_rank": lost.rank}
         if losses:
             evidence["loss"] = float(losses[-1].sum())
         return evidence, known
@@ -183,11 +183,15 @@ class Explainer:
         if finding.there_before == "weights":
             evidence["weights_finite"] = False
             evidence["weights"] = list(dict.fromkeys([*evidence.get("weights", []), finding.name]))
+        origin = dict(finding.origin)
+        if cause is Cause.weights and finding.there_before != "weights":
+            # A part of a weight that another rank holds came by way of that rank.
+            origin["reason"] = f"{evidence['weights'][0]} was not finite before the step"
         explanation = {
-            **finding.origin,
+            **origin,
             "cause": cause,
             "batch_idx": finding.batch_idx,
-            "rank": rank,
+            "rank": evidence.get("weights_rank", rank) if cause is Cause.weights else rank,
             "traced": True,
             "evidence": _tidy(evidence),
         }

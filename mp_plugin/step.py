@@ -9,11 +9,10 @@ from torch.optim import Optimizer
 
 from mp_plugin.explain import Explainer, repeated
 from mp_plugin.retry import known_at_first, may_run_again, run_again
-from mp_plugin.scaling.guard import Explanation, StepGuard, Where
+from mp_plugin.scaling.guard import NOT_EXPLAINED, Explanation, StepGuard, Where
 from mp_plugin.step_start import StepStart
 from mp_plugin.telemetry.events import Cause
 
-NOT_EXPLAINED: Explanation = {}
 SPOILED_BY_A_HOOK: Explanation = {
     "cause": Cause.backward,
     "reason": "finite after the backward pass, and no longer after on_before_optimizer_step or gradient clipping",

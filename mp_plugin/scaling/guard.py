@@ -29,6 +29,7 @@ UNSCALED_PATIENCE = 10
 
 Explanation = dict[str, Any]
 """Fields of an `Incident` that tell why it happened, from its cause to its evidence."""
+NOT_EXPLAINED: Explanation = {}
 
 
 class Where(NamedTuple):
@@ -217,7 +218,7 @@ class StepGuard:
         lost = incident.evidence.get("weights")
         if incident.cause is Cause.weights and lost:
             raise TrainingDivergedError(
-                f"{incident}; {len(lost)} weights or buffers, {lost[0]!r} among them, were not finite before this "
+                f"{incident}; {len(lost)} weights, {lost[0]!r} among them, were not finite before this "
                 "step, so that no later step can be good; go back to an earlier checkpoint."
             )
 

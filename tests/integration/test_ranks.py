@@ -111,5 +111,6 @@ def test_a_predictive_scale_learns_the_same_on_both(trained: Path) -> None:
 @pytest.mark.xdist_group("ranks")
 def test_weights_lost_on_one_rank_stop_both(trained: Path) -> None:
     messages = [(trained / f"lost-rank{rank}.txt").read_text() for rank in range(2)]
-    assert "nan gradients in net.0.bias on rank 1; 1 weights, 'net.0.bias' among them," in messages[0]
+    assert "nan gradients in net.0.bias on rank 1; weights: net.0.bias was" in messages[0]
+    assert "; 1 weights, 'net.0.bias' among them," in messages[0]
     assert messages[0] == messages[1]

@@ -208,7 +208,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained: Path, kind: str) -> 
 
 def test_weights_lost_on_one_rank_stop_both(trained: Path) -> None:
     messages = [(trained / f"lost-rank{rank}.txt").read_text() for rank in range(2)]
-    assert "nan gradients in net.0.weight on rank 1; 1 weights, 'net.0.weight' among them," in messages[0]
+    assert "nan gradients in net.0.weight on rank 1; weights: net.0.weight was" in messages[0]
+    assert "; 1 weights, 'net.0.weight' among them," in messages[0]
     assert messages[0] == messages[1]
 
 

@@ -7,9 +7,9 @@ import torch
 
 from mp_plugin.config import LossScaling
 from mp_plugin.errors import TrainingDivergedError
-from mp_plugin.scaling.guard import UNSCALED_PATIENCE, StepGuard, Where
+from mp_plugin.scaling.guard import NOT_EXPLAINED, UNSCALED_PATIENCE, Explanation, StepGuard, Where
 from mp_plugin.scaling.scaler import LossScaler
-from mp_plugin.telemetry.events import Action
+from mp_plugin.telemetry.events import Action, Cause, Incident
 
 
 class Overflowing:
@@ -20,9 +20,11 @@ class Overflowing:
         self.model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
 
-    def skip(self, *, rank: int = 0, scale_is_to_blame: bool | None = None) -> None:
+    def skip(
+        self, explanation: Explanation = NOT_EXPLAINED, *, rank: int = 0, scale_is_to_blame: bool | None = None
+    ) -> None:
         blame = self.guard.scaler is not None if scale_is_to_blame is None else scale_is_to_blame
-        self.guard.skip(self.optimizer, self.model, Where(batch_idx=7, rank=rank), scale_is_to_blame=blame)
+        self.guard.skip(self.optimizer, self.model, Where(batch_idx=7, rank=rank), explanation, scale_is_to_blame=blame)
 
     def step(self, gradient: float, *, at: str = "1.weight") -> None:
         for name, parameter in self.model.named_parameters():
@@ -100,19 +102,12 @@ def test_without_a_scale_patience_ends_too() -> None:
 @pytest.mark.parametrize("make", [scaled, unscaled])
 def test_weights_that_are_lost_end_the_run_at_once(make: Any) -> None:
     training = make()
-    with torch.no_grad():
-        training.model[0].bias.fill_(math.nan)
+    training.model[0].weight.grad = torch.full_like(training.model[0].weight, math.nan)
+    lost = {"cause": Cause.weights, "evidence": {"weights": ["0.bias"]}}
+    training.guard.verdict(training.optimizer)
     with pytest.raises(TrainingDivergedError, match="1 weights, '0.bias' among them, were not finite before this step"):
-        training.step(math.nan)
-
-
-def test_a_float64_weight_beyond_fp32_is_not_lost() -> None:
-    training = unscaled()
-    training.model.double()
-    with torch.no_grad():
-        training.model[0].bias.fill_(1e100)
-    training.step(math.inf)
-    assert training.guard.record.skipped_steps == 1
+        training.skip(lost, scale_is_to_blame=False)
+    assert training.guard.record.incidents[0].action is Action.raise_
 
 
 def test_names_are_right_beside_parameters_without_a_gradient() -> None:
@@ -125,6 +120,7 @@ def test_names_are_right_beside_parameters_without_a_gradient() -> None:
         training.optimizer,
         training.model,
         Where(batch_idx=0, rank=0),
+        NOT_EXPLAINED,
         scale_is_to_blame=training.guard.scaler is not None,
     )
     assert training.guard.record.incidents[0].parameters == ("1.bias",)
@@ -138,6 +134,7 @@ def test_one_nan_among_infs_makes_the_kind() -> None:
         training.optimizer,
         training.model,
         Where(batch_idx=0, rank=0),
+        NOT_EXPLAINED,
         scale_is_to_blame=training.guard.scaler is not None,
     )
     assert training.guard.record.incidents[0].kind == "nan"
@@ -155,6 +152,7 @@ def test_a_skipped_optimizer_is_ready_for_its_next_gradients_under_the_same_scal
                 training.optimizer,
                 training.model,
                 Where(batch_idx=0, rank=0),
+                NOT_EXPLAINED,
                 scale_is_to_blame=training.guard.scaler is not None,
             )
         else:
@@ -204,24 +202,52 @@ def test_backing_off_from_a_scale_that_was_too_high_costs_no_patience() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "loss", "expected"),
+    ("cause", "expected"),
     [
-        (scaled, torch.tensor(1.0), True),
-        (scaled, torch.tensor(math.nan), False),
-        (scaled, torch.tensor([1.0, math.inf]), False),
-        (scaled, None, True),
-        (unscaled, torch.tensor(1.0), False),
-        (unscaled, None, False),
+        (Cause.loss, True),
+        (Cause.backward, True),
+        (Cause.unknown, True),
+        (Cause.forward, False),
+        (Cause.data, False),
+        (Cause.weights, False),
     ],
 )
-def test_when_the_scale_is_to_blame(make: Any, loss: Any, expected: bool) -> None:
-    training = make()
-    training.guard.saw_loss(torch.tensor(2.0))
-    if loss is not None:
-        training.guard.saw_loss(loss)
-    assert training.guard.is_scale_to_blame(training.optimizer) is expected
-    training.guard.forget_losses()
-    assert training.guard.is_scale_to_blame(training.optimizer) is (training.guard.scaler is not None)
+def test_when_the_scale_is_to_blame(cause: Cause, expected: bool) -> None:
+    assert scaled().guard.is_scale_to_blame({"cause": cause}) is expected
+    assert unscaled().guard.is_scale_to_blame({"cause": cause}) is False
+
+
+def test_what_is_explained_is_what_is_recorded_and_reported() -> None:
+    training = unscaled()
+    told: list[Incident] = []
+    training.guard.report = told.append
+    training.model[0].weight.grad = torch.full_like(training.model[0].weight, math.nan)
+    why = {"cause": Cause.forward, "kind": "inf", "operator": "aten.exp.default", "traced": True, "rank": 3}
+    training.skip(why, scale_is_to_blame=False)
+    (incident,) = training.guard.record.incidents
+    assert told == [incident]
+    assert (incident.cause, incident.kind, incident.operator, incident.rank) == (
+        Cause.forward,
+        "inf",
+        "aten.exp.default",
+        3,
+    )
+    assert incident.parameters == ("0.weight",)
+
+
+def test_a_retry_is_reported_when_it_is_known_how_it_ended() -> None:
+    training = scaled(init_scale=4)
+    told: list[Incident] = []
+    training.guard.report = told.append
+    training.model[0].weight.grad = torch.full_like(training.model[0].weight, math.inf)
+    assert training.guard.verdict(training.optimizer).overflowed
+    why = {"cause": Cause.backward, "evidence": {"loss": 2.0}}
+    incident = training.guard.back_off(training.optimizer, training.model, Where(batch_idx=0, rank=0), why)
+    assert told == []
+    training.guard.conclude(incident, cured=True)
+    assert told == list(training.guard.record.incidents)
+    assert (told[0].action, told[0].cured) == (Action.retry, True)
+    assert told[0].evidence == {"loss": 2.0, "backward_finite_at_lower_scale": True}
 
 
 def test_starting_afresh_forgets_scale_and_record() -> None:
@@ -274,6 +300,7 @@ def test_only_the_first_rank_writes_to_the_log(caplog: pytest.LogCaptureFixture)
         training.optimizer,
         training.model,
         Where(batch_idx=0, rank=1),
+        NOT_EXPLAINED,
         scale_is_to_blame=training.guard.scaler is not None,
     )
     assert caplog.text == ""
