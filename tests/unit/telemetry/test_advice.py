@@ -4,6 +4,7 @@ import pytest
 
 from mp_plugin.telemetry.advice import advice
 from mp_plugin.telemetry.events import Action, Cause, Direction
+from mp_plugin.telemetry.reason_rules import RULES
 from tests.unit.telemetry.test_events import incident
 
 SCALE_LOWERED = "Nothing: the loss scale was lowered. If it recurs,"
@@ -51,6 +52,12 @@ def backward(reason: str, **changes: Any) -> Any:
 )
 def test_a_forward_reason_has_its_remedy(reason: str, remedy: str) -> None:
     assert remedy in advice(forward(reason))
+
+
+@pytest.mark.parametrize("reason", sorted({rule.reason for rule in RULES}))
+def test_every_reason_that_a_rule_gives_has_a_remedy_of_its_own(reason: str) -> None:
+    assert advice(forward(reason)) != advice(forward("invalid operation on finite numbers"))
+    assert "more range" not in advice(forward(reason)).lower()
 
 
 OVERFLOW = "overflow: 131,072 is beyond the largest fp16 number, 65,504"
