@@ -40,7 +40,7 @@ class RunRecord:
     """Incidents of each known origin, in words."""
     by_trace: Counter[str] = field(default_factory=Counter)
     """Incidents that were `traced`, and the others by what their evidence has as `untraced`: `repeat`, `budget`, `off`,
-    `no closure`, else `unknown`."""
+    `no closure`, `not reproduced`, else `unknown`."""
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=KEPT_INCIDENTS))
     """Newest last; not part of a checkpoint."""
 

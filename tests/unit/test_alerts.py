@@ -35,6 +35,7 @@ def test_an_incident_reaches_wandb(wandb_logger: WandbLogger, tmp_path: Path) ->
     alerts.send(trainer, traced(operator="aten." + "x" * 100))
     alerts.send(trainer, incident())
     wandb_logger.experiment.finish()
+    pytest.importorskip("wandb").teardown()  # which waits until everything is on disk
     (file,) = tmp_path.rglob("*.wandb")
     sent = file.read_bytes()
     for text in ("unknown: inf gradients", str(incident()), str(traced().reason), advice(traced()), "WARN"):

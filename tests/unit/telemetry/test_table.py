@@ -78,6 +78,7 @@ def test_says_what_was_not_traced_and_why() -> None:
     assert "traced 3 of 6: 2 of a known origin, 1 beyond max_traced" in traced("repeat", "repeat", "budget")
     assert "traced 3 of 5: 2 beyond max_traced" in traced("off", "budget")
     assert "traced 3 of 5: 1 in steps that cannot be run again, 1 that could not be traced" in traced("no closure", "")
+    assert "traced 3 of 4: 1 finite when run again" in traced("not reproduced")
     assert "traced" not in traced()
 
 
