@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from helpers.clock import Clock
 from helpers.harness import circumstances, write
-from helpers.planted import CODE, Cost, culprit, ten_faults, train_ours, train_stock
+from helpers.planted import CODE, Cost, culprit_lines, ten_faults, train_ours, train_stock
 from helpers.rivals import Answer, CheckOutputs, ask_anomaly_mode, ask_hooks
 from helpers.trainings import Training, be_quiet, fit
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -54,7 +54,7 @@ def is_wrong(planted: Any, field: str, value: str) -> bool:
         return False
     accepted = {
         "layer": {layer or "(outside of all)" for origin in planted.accepted for layer in origin.layers},
-        "line": {culprit(planted)},
+        "line": culprit_lines(planted),
         "direction": {origin.direction.value for origin in planted.accepted if origin.direction},
         "cause": {origin.cause.value for origin in planted.accepted},
     }[field]
@@ -75,7 +75,10 @@ def step_seconds(tool: str) -> float:
 def name_incidents() -> tuple[Table, Table, dict[str, Any]]:
     """Ask every tool about every fault."""
     names = Table("fault", "tool", *FIELDS, "the run", title="Ten incidents: what each tool names (!: not the culprit)")
-    costs = Table("fault", "plain re-runs", "traced re-run", "whole step", title="One incident, in eager steps")
+    costs = Table(
+        *("fault", "plain re-runs", "traced re-runs", "the longest of them", "whole step"),
+        title="One incident: re-runs, and durations in eager steps",
+    )
     result: dict[str, Any] = {}
     for planted in ten_faults():
         ours, cost = ask_ours(planted)
@@ -89,9 +92,10 @@ def name_incidents() -> tuple[Table, Table, dict[str, Any]]:
             shown = [f"{v} !" if is_wrong(planted, f, v) else v for f, v in zip(FIELDS, values, strict=True)]
             heading = planted.name if tool == TOOLS[0] else ""
             names.add_row(heading, tool, *shown, "goes on" if answer.goes_on else "stops", end_section=tool == "ours")
-        costs.add_row(planted.name, str(cost.plain_runs), f"{cost.traced_ratio:.1f}", f"{cost.whole_ratio:.1f}")
+        runs = (str(cost.plain_runs), str(cost.traced_runs))
+        costs.add_row(planted.name, *runs, f"{cost.traced_ratio:.1f}", f"{cost.whole_ratio:.1f}")
         named = {tool: asdict(answer) for tool, answer in zip(TOOLS, answers, strict=True)}
-        result[planted.name] = {"culprit": culprit(planted), **named, "cost": cost._asdict()}
+        result[planted.name] = {"culprit": sorted(culprit_lines(planted)), **named, "cost": cost._asdict()}
     return names, costs, result
 
 

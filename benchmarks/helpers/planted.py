@@ -78,13 +78,11 @@ def train_ours(planted: Fault) -> tuple[Any, Cost]:
     return plugin, cost
 
 
-def culprit(planted: Fault) -> str:
-    """The line of the culprit, as `file:line`; a dash for a fault that no line is guilty of."""
-    marker = planted.accepted[0].marker
-    if marker is None:
-        return "-"
-    path, line, _ = culprit_line(marker)
-    return f"{path.name}:{line}"
+def culprit_lines(planted: Fault) -> set[str]:
+    """The lines of the culprit, as `file:line`: none for a fault of the data, two for a user's own backward."""
+    origin = planted.accepted[0]
+    places = [culprit_line(marker) for marker in (origin.marker, origin.backward_marker) if marker is not None]
+    return {f"{path.name}:{line}" for path, line, _ in places}
 
 
 def ten_faults() -> list[Fault]:

@@ -95,6 +95,7 @@ def test_eager(planted: Fault) -> None:
 @pytest.mark.filterwarnings(
     # Parts of torch's compiler that warn of other parts of torch.
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
     "ignore:.*Function'> should not be instantiated:DeprecationWarning",
 )
 @pytest.mark.parametrize(
