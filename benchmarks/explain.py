@@ -7,8 +7,8 @@ output that is not finite. Both rivals run under stock `MixedPrecision` with a `
 The second table is what each costs on healthy steps beside stock: a character model of one transformer block, in one
 process, in turn; a sample is the median step of one block of steps, the ratio is taken within a round.
 
-The third one is what an incident costs us: how often its batch ran again without instruments, and how long the run with
-instruments and the whole step took, in eager steps of the same model.
+The third one is what an incident costs us: how often its batch ran again, plainly and traced, and how long the traced
+run and the whole step took, in eager steps of the same model.
 
 fp16 on the CPU, one thread.
 
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from helpers.clock import Clock
 from helpers.harness import circumstances, write
-from helpers.planted import CODE, Cost, culprit_lines, ten_faults, train_ours, train_stock
+from helpers.planted import CODE, Cost, culprit, ten_faults, train_ours, train_stock
 from helpers.rivals import Answer, CheckOutputs, ask_anomaly_mode, ask_hooks
 from helpers.trainings import Training, be_quiet, fit
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -54,7 +54,7 @@ def is_wrong(planted: Any, field: str, value: str) -> bool:
         return False
     accepted = {
         "layer": {layer or "(outside of all)" for origin in planted.accepted for layer in origin.layers},
-        "line": culprit_lines(planted),
+        "line": {culprit(planted)},
         "direction": {origin.direction.value for origin in planted.accepted if origin.direction},
         "cause": {origin.cause.value for origin in planted.accepted},
     }[field]
@@ -76,7 +76,7 @@ def name_incidents() -> tuple[Table, Table, dict[str, Any]]:
     """Ask every tool about every fault."""
     names = Table("fault", "tool", *FIELDS, "the run", title="Ten incidents: what each tool names (!: not the culprit)")
     costs = Table(
-        *("fault", "plain re-runs", "traced re-runs", "the longest of them", "whole step"),
+        *("fault", "plain re-runs", "traced re-runs", "the traced one", "whole step"),
         title="One incident: re-runs, and durations in eager steps",
     )
     result: dict[str, Any] = {}
@@ -95,7 +95,7 @@ def name_incidents() -> tuple[Table, Table, dict[str, Any]]:
         runs = (str(cost.plain_runs), str(cost.traced_runs))
         costs.add_row(planted.name, *runs, f"{cost.traced_ratio:.1f}", f"{cost.whole_ratio:.1f}")
         named = {tool: asdict(answer) for tool, answer in zip(TOOLS, answers, strict=True)}
-        result[planted.name] = {"culprit": sorted(culprit_lines(planted)), **named, "cost": cost._asdict()}
+        result[planted.name] = {"culprit": culprit(planted), **named, "cost": cost._asdict()}
     return names, costs, result
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the tests are no installed package
 
+from mp_plugin.telemetry.trace import Trace
 from tests.helpers.faults.batches import batches
 from tests.helpers.faults.catalogue import fault
 from tests.helpers.faults.fault import FOLDER, SCALING, Fault, culprit_line
@@ -34,7 +35,7 @@ class Cost(NamedTuple):
     """What one incident cost."""
 
     plain_runs: int
-    """Forward and backward passes beside the first, without instruments."""
+    """Forward passes beside the first, most with a backward pass, in which no operator is watched."""
     traced_runs: int
     traced_ratio: float
     """Duration of the instrumented pass in eager steps."""
@@ -60,7 +61,8 @@ def train_ours(planted: Fault) -> tuple[Any, Cost]:
     step = model.training_step
 
     def timed(batch: Any, batch_idx: int) -> Any:
-        runs.append((time.perf_counter(), batch_idx, bool(_get_current_dispatch_mode_stack())))
+        is_traced = any(isinstance(mode, Trace) for mode in _get_current_dispatch_mode_stack())
+        runs.append((time.perf_counter(), batch_idx, is_traced))
         return step(batch, batch_idx)
 
     model.training_step = timed  # type: ignore[method-assign]
@@ -78,11 +80,13 @@ def train_ours(planted: Fault) -> tuple[Any, Cost]:
     return plugin, cost
 
 
-def culprit_lines(planted: Fault) -> set[str]:
-    """The lines of the culprit, as `file:line`: none for a fault of the data, two for a user's own backward."""
-    origin = planted.accepted[0]
-    places = [culprit_line(marker) for marker in (origin.marker, origin.backward_marker) if marker is not None]
-    return {f"{path.name}:{line}" for path, line, _ in places}
+def culprit(planted: Fault) -> str:
+    """The line of the culprit, as `file:line`; a dash for a fault that no line is guilty of."""
+    marker = planted.accepted[0].marker
+    if marker is None:
+        return "-"
+    path, line, _ = culprit_line(marker)
+    return f"{path.name}:{line}"
 
 
 def ten_faults() -> list[Fault]:

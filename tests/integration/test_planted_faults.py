@@ -46,9 +46,12 @@ PREPARED: dict[str, tuple[Callable[[Planted], None], str]] = {
         "root-of-variance masked-log nan-sample",
     ),
 }
-IN_A_WINDOW = "matmul log-of-zero masked-softmax custom-function root-of-variance loss-sum nan-sample gradient-cast"
+IN_A_WINDOW = (
+    "matmul log-of-zero masked-softmax custom-function root-of-variance loss-sum nan-sample gradient-cast "
+    "attention-logits after-a-log-mask"
+)
 MANUAL = "matmul exp zero-over-zero masked-softmax between-modules root-of-variance masked-log nan-sample"
-ON_RANK_ONE = "matmul masked-softmax root-of-variance large-weight nan-sample nan-weight"
+ON_RANK_ONE = "matmul masked-softmax after-a-log-mask root-of-variance large-weight nan-sample nan-weight"
 WINDOW = 3
 
 

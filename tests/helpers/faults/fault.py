@@ -33,8 +33,6 @@ class Origin:
     """Qualified names; more than one for a module that has several."""
     marker: str | None = None
     """The line of the culprit ends with `# culprit: <marker>`."""
-    backward_marker: str | None = None
-    """The same for the line of a user's own backward, which may be named before that of the forward."""
     reason: str = ""
     """A pattern of which the reason must hold a match."""
     dtype: str | None = None
@@ -53,7 +51,7 @@ class Origin:
         ):
             if accepted and actual not in accepted:
                 yield f"{name} is {actual!r}, not {' or '.join(sorted(map(repr, accepted)))}"
-        if self.marker and not re.fullmatch(self._location_pattern(), str(incident.location)):
+        if self.marker and not re.fullmatch(location_pattern(self.marker), str(incident.location)):
             yield f"location is {incident.location!r}, not {culprit_line(self.marker)}"
         if not re.search(self.reason, incident.reason or "", re.IGNORECASE):
             yield f"reason is {incident.reason!r}, without {self.reason!r}"
@@ -63,13 +61,6 @@ class Origin:
         for value in self.evidence:
             if not any(_names(leaf, value) for leaf in known):
                 yield f"evidence is {dict(incident.evidence)!r}, without {value!r}"
-
-    def _location_pattern(self) -> str:
-        assert self.marker is not None
-        forward = location_pattern(self.marker)
-        if self.backward_marker is None:
-            return forward
-        return rf"{forward}|{location_pattern(self.backward_marker)} \(of {forward}\)"
 
 
 @dataclass(frozen=True, kw_only=True)

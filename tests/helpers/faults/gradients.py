@@ -55,7 +55,7 @@ class Amplify(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (factor,) = ctx.saved_tensors
-        return gradient * factor, None  # culprit: custom-backward
+        return gradient * factor, None
 
 
 class Amplified(Dense):
@@ -128,9 +128,7 @@ FAULTS = (
         make=_dense(Amplified),
         spoil=turn(6e4, all_samples=True),
         cured=True,
-        accepted=overflow(
-            "mul.Tensor", layer=DENSE, marker="custom-function", backward_marker="custom-backward", **BACKWARD
-        ),
+        accepted=overflow("mul.Tensor", layer=DENSE, marker="custom-function", **BACKWARD),
     ),
     Fault(
         name="root-of-variance",
