@@ -53,16 +53,13 @@ class Explainer:
         self._traces = 0
         self.live = None
 
-    def explain(
-        self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None, *, will_retry: bool
-    ) -> Explanation:
+    def explain(self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None) -> Explanation:
         """Explain an overflow of this optimizer's gradients, and leave everything as it is.
 
         Args:
             optimizer: whose gradients are not finite.
             module: what trains.
             start: where its step began; None outside a fit.
-            will_retry: whether the batch will be run again at a lower loss scale, should that be to blame.
         """
         evidence, known = self._cheap_evidence(optimizer, module, start)
         if start is None or self._telemetry.max_traced == 0:
@@ -82,7 +79,7 @@ class Explainer:
                 evidence["missing"].append("the batch came out finite when it was run again, eagerly")
             return self._untraced(known, {**evidence, "reproduced": False}, "not reproduced")
         explanation = self._traced(finding, rank, known, {**evidence, "reproduced": True})
-        self._probe(start, explanation, will_retry=will_retry)
+        self._probe(start, explanation)
         return explanation
 
     # Where a step cannot be run again.
@@ -221,8 +218,8 @@ class Explainer:
             "evidence": _tidy({**evidence, "untraced": "repeat"}),
         }
 
-    def _probe(self, start: StepStart, explanation: Explanation, *, will_retry: bool) -> None:
-        """Find out what would have cured the step, as far as nobody is about to: one plain run at most."""
+    def _probe(self, start: StepStart, explanation: Explanation) -> None:
+        """Find out whether precision or the loss scale could cure the step: one plain run at most."""
         evidence, scaler = explanation["evidence"], self._guard.scaler
         if explanation["cause"] is Cause.forward and explanation.get("dtype") in ("fp16", "bf16"):
             if not self._is_mixed:
@@ -233,7 +230,7 @@ class Explainer:
                 return
             finite = self._everywhere(lambda: is_forward_finite_in_fp32(start, explanation["batch_idx"]), evidence)
             evidence["forward_finite_in_fp32"] = finite
-        elif explanation["cause"] in (Cause.loss, Cause.backward) and scaler is not None and not will_retry:
+        elif explanation["cause"] in (Cause.loss, Cause.backward) and scaler is not None:
             lowest = scaler.config.min_scale
             if lowest < scaler.get_scale():
                 finite = self._everywhere(lambda: is_backward_finite(start, lowest), evidence)
@@ -266,7 +263,7 @@ class Explainer:
 
 def repeated(explanation: Explanation) -> Explanation:
     """Return the explanation of a batch that overflows again, right after it was explained."""
-    evidence = {**explanation["evidence"], "untraced": "repeat", "backward_finite_at_lower_scale": False}
+    evidence = {**explanation["evidence"], "untraced": "repeat"}
     return {**explanation, "traced": False, "evidence": evidence}
 
 

@@ -116,7 +116,9 @@ def _find(
     module: "pl.LightningModule", trace: Trace, batch: MicroBatch, loss: Tensor | None, scaled: Tensor | None
 ) -> Finding | None:
     if trace.only is not None:
-        return next((_of_step(trace, place, batch) for place, step in enumerate(trace.steps) if step.is_maker), None)
+        # Of what was not watched nothing is known: only finite inputs, or masks, speak for themselves.
+        own = (place for place, step in enumerate(trace.steps) if all(each.is_mask for each in step.sources))
+        return next((_of_step(trace, place, batch) for place in own if trace.steps[place].is_maker), None)
     if loss is None or scaled is None:
         return None
     if is_finite(loss) is False:

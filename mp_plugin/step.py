@@ -58,8 +58,7 @@ def take_step(
     verdict = guard.verdict(optimizer)
     retries, explanation, scale_is_to_blame = 0, NOT_EXPLAINED, False
     if verdict.overflowed:
-        will_retry = guard.can_back_off and is_whole and start is not None and start.retries > 0
-        explanation = explainer.explain(optimizer, model, start, will_retry=will_retry)
+        explanation = explainer.explain(optimizer, model, start)
         scale_is_to_blame = guard.is_scale_to_blame(explanation)
     while (
         scale_is_to_blame and verdict.overflowed and guard.can_back_off and is_whole and may_run_again(start, retries)
@@ -93,7 +92,7 @@ def take_step(
         # that overflow now count as zero.
         result = closure()
         if guard.verdict(optimizer).overflowed:
-            why = explainer.explain(optimizer, model, start, will_retry=False)
+            why = explainer.explain(optimizer, model, start)
             guard.zero_(optimizer, model, where, why)
         elif spoiled_by_a_hook():
             guard.zero_(optimizer, model, where, SPOILED_BY_A_HOOK)

@@ -135,8 +135,7 @@ class StepGuard:
 
     def conclude(self, incident: Incident, *, cured: bool) -> None:
         """Note how the run at a lower loss scale ended that followed an incident."""
-        evidence = {**incident.evidence, "backward_finite_at_lower_scale": cured}
-        incident = replace(incident, cured=cured, evidence=evidence)
+        incident = replace(incident, cured=cured)
         self.record.incidents[-1] = incident
         self.report(incident)
 

@@ -107,6 +107,8 @@ def _backward(incident: Incident) -> str:
         return "No loss scale helps: look at what multiplies the gradient here, or use bf16."
     if incident.loss_scale == 1:
         return "Look at what multiplies the gradient here: a large weight, a division by a small number."
+    if incident.action is Action.retry and not incident.cured:
+        return "Nothing: the loss scale falls until the gradients fit. A lower LossScaling.init_scale is there sooner."
     if _is_scale_lowered(incident):
         return "Nothing: the loss scale was lowered. If it recurs, use bf16, or a lower LossScaling.max_scale."
     return f"{LOWER_SCALE}, or use bf16."

@@ -31,13 +31,13 @@ def incident_panel(incident: Incident) -> Panel:
         >>> from rich.console import Console
         >>> incident = Incident(step=5, batch_idx=2, kind="inf", parameters=("weight",), rank=0, loss_scale=1024.0,
         ...     dtype="fp16", action=Action.retry, cause=Cause.loss, layer="", operator="aten.mul.Tensor",
-        ...     location="train.py:12 in training_step", amax_in=1024.0, traced=True)
+        ...     location="train.py:12 in training_step", amax_in=1024.0, traced=True, cured=True)
         >>> Console(width=80).print(incident_panel(incident))
         ╭─ Incident at step 5, batch 2: loss ──────────────────────────────────────────╮
         │ what   aten.mul.Tensor made inf in fp16 (largest input 1,024)                │
         │ where  train.py:12 in training_step                                          │
         │ why    only the loss times its scale overflows                               │
-        │ done   loss scale lowered from 1,024, batch run again                        │
+        │ done   loss scale lowered from 1,024, batch run again, finite this time      │
         │ to do  Nothing: the loss scale was lowered. If it recurs, set a lower        │
         │        LossScaling.max_scale.                                                │
         ╰──────────────────────────────────────────────────────────────────────────────╯
@@ -91,11 +91,13 @@ def _why(incident: Incident) -> Iterator[str]:
         yield "the same batch is finite in fp32"
     if incident.evidence.get("backward_finite_at_lower_scale"):
         yield "the same batch is finite at the lowest loss scale"
+    elif incident.evidence.get("backward_finite_at_lower_scale") is False:
+        yield "the same batch is not finite at the lowest loss scale either"
 
 
 def _done(incident: Incident) -> str:
     lowered = f"loss scale lowered from {incident.loss_scale:,.15g}"
-    outcome = ", finite this time" if incident.cured else ""
+    outcome = ", finite this time" if incident.cured else ", still not finite"
     return {
         Action.backoff: f"step skipped, {lowered}",
         Action.retry: f"{lowered}, batch run again{outcome}",

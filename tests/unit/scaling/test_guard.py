@@ -247,7 +247,7 @@ def test_a_retry_is_reported_when_it_is_known_how_it_ended() -> None:
     training.guard.conclude(incident, cured=True)
     assert told == list(training.guard.record.incidents)
     assert (told[0].action, told[0].cured) == (Action.retry, True)
-    assert told[0].evidence == {"loss": 2.0, "backward_finite_at_lower_scale": True}
+    assert told[0].evidence == {"loss": 2.0}
 
 
 def test_starting_afresh_forgets_scale_and_record() -> None:

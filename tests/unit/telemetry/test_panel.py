@@ -93,7 +93,7 @@ def test_names_are_text_and_not_markup(name: str) -> None:
         ({"reason": None, "cause": Cause.unknown}, "why    not found out"),
         ({"evidence": {"backward_finite_at_lower_scale": True}}, "the same batch is finite at the lowest loss scale"),
         ({"action": Action.backoff}, "done   step skipped, loss scale lowered from 1,024"),
-        ({"action": Action.retry}, "done   loss scale lowered from 1,024, batch run again"),
+        ({"action": Action.retry}, "done   loss scale lowered from 1,024, batch run again, still not finite"),
         (
             {"action": Action.retry, "cured": True},
             "done   loss scale lowered from 1,024, batch run again, finite this time",
