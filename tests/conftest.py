@@ -1,12 +1,14 @@
 """What holds for every test: fixed seeds, and no trace left in the process."""
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch  # noqa: F401  # it sets environment variables when it is first imported
 import pytest
 import torch
+from torch._C import _len_torch_dispatch_stack
 
 THEIR_OWN = ("PL_", "PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
 """Prefixes of the variables with which Lightning, pytest and torch mark a process when they first work in it."""
@@ -32,5 +34,8 @@ def _process_state() -> dict[str, Any]:
         "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
         "grad mode": torch.is_grad_enabled(),
         "no_grad": (torch.no_grad, torch.inference_mode),
+        "dispatch modes": _len_torch_dispatch_stack(),
+        "compiler stance": torch._dynamo.eval_frame._stance.stance if "torch._dynamo" in sys.modules else "default",
+        "files": sorted(path for path in os.listdir() if path == "telemetry"),
         "environment": {key: value for key, value in os.environ.items() if not key.startswith(THEIR_OWN)},
     }

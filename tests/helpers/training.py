@@ -1,12 +1,16 @@
 """Small real trainings, with faults planted where a test wants them."""
 
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+
+ROOT = TemporaryDirectory()
+"""Where trainings of this process leave their files, unless a test wants to look at them."""
 
 
 def no_fault(loss: Tensor, batch_idx: int) -> Tensor:
@@ -84,6 +88,7 @@ def quiet_trainer(**options: Any) -> pl.Trainer:
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
+        "default_root_dir": ROOT.name,
     }
     return pl.Trainer(**{**defaults, **options})
 
