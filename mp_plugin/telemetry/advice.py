@@ -104,7 +104,7 @@ def _forward(incident: Incident) -> str:
 
 def _backward(incident: Incident) -> str:
     if incident.evidence.get("backward_finite_at_lower_scale") is False:
-        return "No loss scale helps: look at what multiplies the gradient here, or use bf16."
+        return "A lower loss scale was no cure: look at what multiplies the gradient here, or use bf16."
     if incident.loss_scale == 1:
         return "Look at what multiplies the gradient here: a large weight, a division by a small number."
     if incident.action is Action.retry and not incident.cured:

@@ -84,7 +84,7 @@ OVERFLOW = "overflow: 131,072 is beyond the largest fp16 number, 65,504"
         (backward(OVERFLOW, action=Action.backoff), SCALE_LOWERED),
         (backward(OVERFLOW), "Let the loss scale go lower"),
         (backward(OVERFLOW, loss_scale=1.0), "Look at what multiplies the gradient"),
-        (backward(OVERFLOW, evidence={"backward_finite_at_lower_scale": False}), "No loss scale helps"),
+        (backward(OVERFLOW, evidence={"backward_finite_at_lower_scale": False}), "A lower loss scale was no cure"),
         (incident(cause=Cause.loss, action=Action.retry), f"{SCALE_LOWERED} set a lower LossScaling.max_scale."),
         (incident(cause=Cause.loss, action=Action.skip), "a mean instead of a sum"),
     ],
