@@ -90,13 +90,13 @@ def find_live(start: StepStart, trace: Trace, losses: Sequence[Tensor], gradient
     lost = [loss for loss in losses if is_finite(loss) is False]
     if not start.window:
         return None
-    found = _describe(start.module, trace, start.window[-1], lost or gradients)
-    if found is None or lost or found.origin["direction"] is Direction.backward:
+    spoiled = lost or gradients
+    found, origin = _describe(start.module, trace, start.window[-1], spoiled), trace.find_origin(spoiled)
+    if found is None or origin is None or lost:
         return found
     # A training step that optimizes by itself may write to its gradients: after their backward pass, not before.
-    places = trace.writers_of(gradients)
-    wrote = any(trace.steps[place].location == found.origin["location"] for place in places)
-    return _replaced(found, direction=Direction.backward) if wrote else found
+    is_edit = not set(map(storage_of, gradients)).isdisjoint(trace.steps[origin.step].writes)
+    return _replaced(found, direction=Direction.backward) if is_edit else found
 
 
 def _run(

@@ -32,6 +32,8 @@ class Step:
     ran_at: str | None = None
     """Line of user code inside the backward pass, such as that of a custom autograd Function."""
     sources: tuple[Source, ...] = ()
+    writes: tuple[int, ...] = ()
+    """Identities of the memory where its non-finite numbers are."""
     is_given: bool = False
     """Whether it writes a mask: -Inf from a constant among its arguments."""
     is_collective: bool = False

@@ -98,11 +98,6 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         finally:
             self._direction = before
 
-    def writers_of(self, tensors: Sequence[Tensor]) -> list[int]:
-        """Return the steps that wrote these tensors last, as far as they were seen."""
-        writers = (self._last_writer.get(storage_of(tensor)) for tensor in tensors)
-        return [writer for writer in writers if writer is not None]
-
     def find_origin(self, tensors: Sequence[Tensor]) -> Origin | None:
         """Return what made these tensors non-finite, as far as this rank knows; None if they are finite. Syncs.
 
@@ -112,7 +107,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         bad = [tensor for tensor in tensors if is_finite(tensor) is False]
         if not bad:
             return None
-        return find_origin(self.steps, self.writers_of(bad)) or find_origin(self.steps, range(len(self.steps)))
+        writers = (self._last_writer.get(storage_of(tensor)) for tensor in bad)
+        seen = [writer for writer in writers if writer is not None]
+        return find_origin(self.steps, seen) or find_origin(self.steps, range(len(self.steps)))
 
     def made_at(self, tensor: Tensor) -> tuple[str, str | None]:
         """Return the layer and the line of user code that computed a tensor of the forward pass."""
@@ -187,6 +184,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
             ran_at=ran_at,
             makes_nan=makes_nan,
             sources=sources,
+            writes=tuple(map(storage_of, bad)),
             is_given=is_mask and not info.is_arithmetic and any(map(non_finite_constant, counted.values())),
             is_collective=info.is_collective,
             takes_masks=info.takes_masks,
@@ -195,7 +193,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
             self._kept += 1
             step.call = call.kept(info, given)
         self.steps.append(step)
-        self._last_writer.update((storage_of(tensor), len(self.steps) - 1) for tensor in bad)
+        self._last_writer.update(dict.fromkeys(step.writes, len(self.steps) - 1))
 
     def _where(self, frame: FrameType) -> tuple[str, str | None, Direction, str | None]:
         """Return layer, line and pass of an operator; for user code inside the backward pass also its own line."""
