@@ -1,7 +1,7 @@
 """Explain why the gradients of a step are not finite: gather evidence, find the origin, decide the cause."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,8 +18,7 @@ from mp_plugin.scaling.verdict import gather, gradients
 from mp_plugin.step_start import StepStart
 from mp_plugin.telemetry.batch_report import non_finite_parts
 from mp_plugin.telemetry.cause import Evidence, decide_cause
-from mp_plugin.telemetry.events import Cause
-from mp_plugin.telemetry.trace import Signature
+from mp_plugin.telemetry.events import Cause, Incident
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +44,6 @@ class Explainer:
         self._is_mixed = is_mixed
         self._has_failed = False
         self.live: LiveTrace | None = None
-        self.start_afresh()
-
-    def start_afresh(self) -> None:
-        """Forget what is known, as for a new run."""
-        self._known: dict[Signature, Explanation] = {}
-        self._traces = 0
-        self.live = None
 
     def explain(self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None) -> Explanation:
         """Explain an overflow of this optimizer's gradients, and leave everything as it is.
@@ -68,9 +60,8 @@ class Explainer:
             return self._explain_live(optimizer, module, start, evidence, known)
         if repeated := self._repeat(start, evidence, known):
             return repeated
-        if self._traces >= self._telemetry.max_traced:
+        if self._guard.record.traces >= self._telemetry.max_traced:
             return self._untraced(known, evidence, "budget")
-        self._traces += 1
         finding, rank = self._first(lambda: trace_step(start, self._guard.scaler), evidence)
         if finding is None:
             if not start.is_window_whole:
@@ -108,9 +99,8 @@ class Explainer:
     ) -> Explanation:
         live = self.live
         if live is None or live.is_empty or live.is_over:
-            if self._traces >= self._telemetry.max_traced:
+            if self._guard.record.traces >= self._telemetry.max_traced:
                 return self._untraced(known, evidence, "budget")
-            self._traces += 1
             self.live = LiveTrace(module)
             evidence["missing"].append("this step cannot be run again; the next ones are traced as they happen")
             return self._untraced(known, evidence, "no closure")
@@ -129,12 +119,14 @@ class Explainer:
         self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None
     ) -> tuple[Explanation, Evidence]:
         """Look at batches, weights and losses, on all ranks; nothing is run again."""
-        batches = [part for each in start.window for part in non_finite_parts(each.batch)] if start else []
+        missing: Explanation = {"missing": []}
+        window = start.window if start is not None else []
+        batches = self._attempt(lambda: [part for each in window for part in non_finite_parts(each.batch)], missing)
         lost = blame_weights(optimizer, module)
         scale = self._guard.loss_scale
         losses = [loss.float() for loss in self._guard.losses]
         here: dict[str, Any] = {
-            "batch": batches,
+            "batch": batches or [],
             "loss_finite": all(bool(loss.isfinite().all()) for loss in losses),
             "scaled_loss_finite": all(bool((loss * scale).isfinite().all()) for loss in losses),
             "seen": bool(losses),
@@ -143,7 +135,7 @@ class Explainer:
         batch = [part for each in everywhere for part in each["batch"]]
         saw_losses = any(each["seen"] for each in everywhere)
         known = Evidence(
-            batch_finite=not batch if start is not None and start.window else None,
+            batch_finite=not batch if window and batches is not None else None,
             weights_finite=not lost.parameters,
             loss_finite=all(each["loss_finite"] for each in everywhere) if saw_losses else None,
             scaled_loss_finite=all(each["scaled_loss_finite"] for each in everywhere) if saw_losses else None,
@@ -152,7 +144,7 @@ class Explainer:
             "batch_finite": known.batch_finite,
             "weights_finite": known.weights_finite,
             "loss_finite": known.loss_finite,
-            "missing": [],
+            **missing,
         }
         if batch:
             evidence["batch"] = batch
@@ -184,7 +176,7 @@ class Explainer:
         if cause is Cause.weights and finding.there_before != "weights":
             # A part of a weight that another rank holds came by way of that rank.
             origin["reason"] = f"{evidence['weights'][0]} was not finite before the step"
-        explanation = {
+        return {
             **origin,
             "cause": cause,
             "batch_idx": finding.batch_idx,
@@ -192,30 +184,28 @@ class Explainer:
             "traced": True,
             "evidence": _tidy(evidence),
         }
-        self._known.setdefault(_signature(explanation), explanation)
-        return explanation
 
     def _repeat(self, start: StepStart, evidence: Explanation, known: Evidence) -> Explanation | None:
         """Recognise an origin that is known already, without a full trace."""
-        if not self._known:
+        origins = self._guard.record.known
+        if not origins:
             return None
+        evidence = {**evidence, "untraced": "repeat"}
         if known.batch_finite is False and known.loss_finite is False:
             # A bad batch shows by itself.
-            earlier = next((each for each in self._known.values() if each["cause"] is Cause.data), None)
+            earlier = next((each for each in origins.values() if each.cause is Cause.data), None)
             if earlier is not None:
-                return {**_unnumbered(earlier), "evidence": _tidy({**evidence, "untraced": "repeat"})}
-        only = frozenset(self._known)
-        finding, rank = self._first(lambda: trace_step(start, self._guard.scaler, only), evidence)
+                return {**_origin_of(earlier), "evidence": _tidy(evidence)}
+        finding, rank = self._first(lambda: trace_step(start, self._guard.scaler, frozenset(origins)), evidence)
         if finding is None:
             return None
-        earlier = self._known[_signature(finding.origin)]
+        earlier = origins[finding.origin["operator"], finding.origin["location"], finding.origin["direction"]]
         return {
-            **earlier,
+            **_origin_of(earlier),
             **finding.origin,
             "batch_idx": finding.batch_idx,
             "rank": rank,
-            "traced": False,
-            "evidence": _tidy({**evidence, "untraced": "repeat"}),
+            "evidence": _tidy(evidence),
         }
 
     def _probe(self, start: StepStart, explanation: Explanation) -> None:
@@ -267,14 +257,10 @@ def repeated(explanation: Explanation) -> Explanation:
     return {**explanation, "traced": False, "evidence": evidence}
 
 
-def _signature(explanation: Mapping[str, Any]) -> Signature:
-    return (explanation["operator"], explanation["location"], explanation["direction"])
-
-
-def _unnumbered(explanation: Explanation) -> Explanation:
-    """What an explanation says about the origin, without where and when it was met."""
-    left_out = ("batch_idx", "rank", "traced", "evidence")
-    return {name: value for name, value in explanation.items() if name not in left_out}
+def _origin_of(incident: Incident) -> Explanation:
+    """Return what an earlier incident tells of its origin."""
+    names = ("cause", "kind", "dtype", "direction", "layer", "operator", "location", "amax_in", "amax_out", "reason")
+    return {name: getattr(incident, name) for name in names}
 
 
 def _tidy(evidence: Explanation) -> Explanation:

@@ -16,11 +16,11 @@ from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import has_other_ranks
 from mp_plugin.step_start import MicroBatch, StepStart
 from mp_plugin.telemetry.batch_report import tensors_by_path
-from mp_plugin.telemetry.events import Direction
+from mp_plugin.telemetry.events import Direction, Signature
 from mp_plugin.telemetry.layer_stack import LayerStack
 from mp_plugin.telemetry.origin import Source
 from mp_plugin.telemetry.reason import diagnose
-from mp_plugin.telemetry.trace import Signature, Trace, storage_of
+from mp_plugin.telemetry.trace import Trace, storage_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

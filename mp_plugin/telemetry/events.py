@@ -46,6 +46,10 @@ class Direction(str, Enum):
     backward = "backward"
 
 
+Signature = tuple[str | None, str | None, Direction | None]
+"""Operator, location and direction of an origin: two incidents that share them have the same one."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Incident:
     """One run of a step whose gradients were not finite: what, where, why, and what was done.
@@ -117,8 +121,8 @@ class Incident:
         )
 
     @property
-    def signature(self) -> tuple[str | None, str | None, Direction | None]:
-        """Operator, location and direction: two incidents that share them have one origin."""
+    def signature(self) -> Signature:
+        """What tells its origin from others."""
         return (self.operator, self.location, self.direction)
 
     def __str__(self) -> str:

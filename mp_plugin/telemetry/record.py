@@ -2,12 +2,12 @@
 
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mp_plugin.checks import is_count, is_number
 from mp_plugin.errors import CheckpointError
-from mp_plugin.telemetry.events import Incident
+from mp_plugin.telemetry.events import Incident, Signature
 
 KEPT_INCIDENTS = 1000
 """Newest incidents held in memory: a run that overflows on every step must not grow without bound."""
@@ -41,8 +41,15 @@ class RunRecord:
     by_trace: Counter[str] = field(default_factory=Counter)
     """Incidents that were `traced`, and the others by what their evidence has as `untraced`: `repeat`, `budget`, `off`,
     `no closure`, `not reproduced`, else `unknown`."""
+    known: dict[Signature, Incident] = field(default_factory=dict)
+    """The first traced incident of each origin, without its victims and its evidence."""
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=KEPT_INCIDENTS))
     """Newest last; not part of a checkpoint."""
+
+    @property
+    def traces(self) -> int:
+        """Full traces tried, those that found nothing and those that wait for the next incident among them."""
+        return self.by_trace["traced"] + self.by_trace["not reproduced"] + self.by_trace["no closure"]
 
     @property
     def steps(self) -> int:
@@ -69,6 +76,8 @@ class RunRecord:
         self.by_parameter.update(incident.parameters)
         self.by_cause[incident.cause.value] += 1
         self.by_trace["traced" if incident.traced else str(incident.evidence.get("untraced", "unknown"))] += 1
+        if incident.traced:
+            self.known.setdefault(incident.signature, replace(incident, parameters=(), evidence={}))
         if incident.operator is not None:
             self.by_origin[origin_in_words(incident)] += 1
 
@@ -106,6 +115,7 @@ class RunRecord:
             **counters,
             **{name: getattr(self, name) for name in _SCALES},
             **{name: dict(getattr(self, name)) for name in _TABLES},
+            "known": [incident.as_dict() for incident in self.known.values()],
         }
 
     @classmethod
@@ -115,7 +125,7 @@ class RunRecord:
         Raises:
             CheckpointError: for a missing, unknown or impossible counter.
         """
-        known = (*_COUNTERS, *_SCALES, *_TABLES)
+        known = (*_COUNTERS, *_SCALES, *_TABLES, "known")
         if unknown := [key for key in state if key not in known]:
             raise CheckpointError(f"The precision state has unknown {unknown!r} in record; accepted: {sorted(known)}.")
         for name in _COUNTERS:
@@ -134,6 +144,12 @@ class RunRecord:
                 raise CheckpointError(
                     f"The precision state has {name}={table!r}; accepted: a dict of counts by {keys}."
                 )
+        try:
+            origins = [Incident.from_dict(values) for values in state.get("known", [])]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The precision state has known={state['known']!r}; accepted: a list of incidents ({error!r})."
+            ) from None
         return cls(
             **{name: state[name] for name in _COUNTERS},
             lowest_scale=state.get("lowest_scale"),
@@ -144,6 +160,7 @@ class RunRecord:
             by_trace=Counter(tables["by_trace"]),
             skips_by_optimizer=Counter(tables["skips_by_optimizer"]),
             steps_at_turn=dict(tables["steps_at_turn"]),
+            known={incident.signature: incident for incident in origins},
         )
 
     def saw(self, scale: float) -> None:

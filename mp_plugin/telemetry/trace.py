@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mp_plugin.numerics.finiteness import is_finite, non_finite_counts
 from mp_plugin.numerics.grad_stats import local_part
-from mp_plugin.telemetry.events import Direction
+from mp_plugin.telemetry.events import Direction, Signature
 from mp_plugin.telemetry.layer_stack import LayerStack
 from mp_plugin.telemetry.operators import (
     OperatorInfo,
@@ -31,8 +31,6 @@ from mp_plugin.telemetry.source import Place, Site, call_site, is_recomputing
 
 KEPT_CALLS = 16
 """Operators whose arguments are kept to look at again: the origin is among the first that made a non-finite number."""
-
-Signature = tuple[str | None, str | None, Direction | None]
 
 
 @dataclass(frozen=True, slots=True)
