@@ -253,7 +253,7 @@ class Explainer:
 
 def repeated(explanation: Explanation) -> Explanation:
     """Return the explanation of a batch that overflows again, right after it was explained."""
-    evidence = {**explanation["evidence"], "untraced": "repeat"}
+    evidence = {"untraced": "repeat", **explanation["evidence"]}
     return {**explanation, "traced": False, "evidence": evidence}
 
 
