@@ -1,6 +1,6 @@
 """Take back what a block of code writes to tensors that were there before."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -9,20 +9,23 @@ from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mp_plugin.numerics.grad_stats import local_part
+from mp_plugin.telemetry.operators import COLLECTIVES
+
+STATISTICS = ("running_mean", "running_var")
+"""Arguments that batch normalisation writes to without saying so."""
 
 
 class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own, untyped
     """Copy a tensor's memory just before the block writes to it in place, and put the copy back at the end.
 
-    Only what is written to is copied, so that guarding all weights of a model costs nothing as long as nobody touches
-    them. A write that an operator does not declare is missed: batch normalisation does not tell of its statistics.
-
-    Args:
-        tensors: to guard, with everything that shares their memory.
+    Only what is written to is copied, so that guarding all tensors there are costs nothing as long as nobody touches
+    them. What the block makes itself is not guarded, nor what collective operators of torch write to: with sharded
+    weights that is room for those of other ranks. A write that an operator does not declare is missed, but for the
+    statistics of batch normalisation.
 
     Example:
         >>> weight = torch.ones(2)
-        >>> with CopyOnWrite([weight]):
+        >>> with CopyOnWrite():
         ...     weight.mul_(3).sum()
         tensor(6.)
         >>> weight
@@ -32,9 +35,11 @@ class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
     # Attention kernels written with torch's higher-order operators are called through.
     supports_higher_order_operators = True
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._guarded = {storage._cdata for tensor in tensors if (storage := _storage(tensor)) is not None}
+        # Memory that was made in the block, or copied; what is freed before its end cannot be met again elsewhere but
+        # as memory that was made in the block too.
+        self._free: set[int] = set()
         self._copies: list[tuple[UntypedStorage, UntypedStorage]] = []
 
     def __torch_dispatch__(
@@ -42,11 +47,16 @@ class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
     ) -> Any:
         kwargs = kwargs or {}
         schema = getattr(operator, "_schema", None)
-        if schema is not None and schema.is_mutable:
+        if schema is not None and getattr(operator, "namespace", "") not in COLLECTIVES:
             for place, argument in enumerate(schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
+                is_written = argument.alias_info is not None and argument.alias_info.is_write
+                if is_written or argument.name in STATISTICS:
                     self._keep(args[place] if place < len(args) else kwargs.get(argument.name))
-        return operator(*args, **kwargs)
+        output = operator(*args, **kwargs)
+        made = {storage._cdata for storage in _storages(output)}
+        if made:
+            self._free |= made.difference(storage._cdata for storage in _storages((args, kwargs)))
+        return output
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -56,13 +66,27 @@ class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
             if storage.nbytes() == copy.nbytes():
                 storage.copy_(copy)
         self._copies.clear()
+        self._free.clear()
 
     def _keep(self, value: Any) -> None:
-        for tensor in value if isinstance(value, list | tuple) else [value]:
-            storage = _storage(tensor) if isinstance(tensor, Tensor) else None
-            if storage is not None and storage._cdata in self._guarded:
-                self._guarded.discard(storage._cdata)
+        for storage in _storages(value):
+            if storage._cdata not in self._free:
+                self._free.add(storage._cdata)
                 self._copies.append((storage, storage.clone()))  # type: ignore[no-untyped-call]
+
+
+def _storages(value: Any) -> Iterator[UntypedStorage]:
+    """Yield the memory of the tensors in an argument or a result."""
+    if isinstance(value, Tensor):
+        storage = _storage(value)
+        if storage is not None:
+            yield storage
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _storages(each)
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _storages(each)
 
 
 def _storage(tensor: Tensor) -> UntypedStorage | None:

@@ -1,12 +1,13 @@
 """Explain why the gradients of a step are not finite: gather evidence, find the origin, decide the cause."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mp_plugin.config import Telemetry
@@ -15,7 +16,7 @@ from mp_plugin.live_trace import LiveTrace
 from mp_plugin.scaling.blame import blame_weights
 from mp_plugin.scaling.guard import Explanation, StepGuard
 from mp_plugin.scaling.verdict import gather, gradients
-from mp_plugin.step_start import StepStart
+from mp_plugin.step_start import MicroBatch, StepStart
 from mp_plugin.telemetry.batch_report import non_finite_parts
 from mp_plugin.telemetry.cause import Evidence, decide_cause
 from mp_plugin.telemetry.events import Cause, Incident
@@ -53,11 +54,14 @@ class Explainer:
             module: what trains.
             start: where its step began; None outside a fit.
         """
+        # What a step took out of its batch is looked at too.
+        can_run_again = start is not None and start.can_run_again and bool(start.window) and start.restore_batches()
         evidence, known = self._cheap_evidence(optimizer, module, start)
         if start is None or self._telemetry.max_traced == 0:
             return self._untraced(known, evidence, "off")
-        if not all(gather(start.can_run_again and bool(start.window) and start.restore_batches())):
+        if not all(gather(can_run_again)):
             return self._explain_live(optimizer, module, start, evidence, known)
+        self.live = None
         if repeated := self._repeat(start, evidence, known):
             return repeated
         if self._guard.record.traces >= self._telemetry.max_traced:
@@ -78,7 +82,9 @@ class Explainer:
     @contextmanager
     def watching(self, *, backward: bool = False) -> Iterator[None]:
         """Trace what runs inside, if probes are armed."""
-        if self.live is None or self.live.is_over:
+        if self.live is not None and self.live.is_over:
+            self.live = None
+        if self.live is None:
             yield
             return
         with self.live.backward() if backward else self.live.forward():
@@ -98,10 +104,10 @@ class Explainer:
         known: Evidence,
     ) -> Explanation:
         live = self.live
-        if live is None or live.is_empty or live.is_over:
-            if self._guard.record.traces >= self._telemetry.max_traced:
+        if live is None or live.is_empty:
+            if live is None and self._guard.record.traces >= self._telemetry.max_traced:
                 return self._untraced(known, evidence, "budget")
-            self.live = LiveTrace(module)
+            self.live = live or LiveTrace(module)
             evidence["missing"].append("this step cannot be run again; the next ones are traced as they happen")
             return self._untraced(known, evidence, "no closure")
         self.live = None
@@ -119,35 +125,25 @@ class Explainer:
         self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None
     ) -> tuple[Explanation, Evidence]:
         """Look at batches, weights and losses, on all ranks; nothing is run again."""
-        missing: Explanation = {"missing": []}
+        evidence: Explanation = {"missing": []}
         window = start.window if start is not None else []
-        batches = self._attempt(lambda: [part for each in window for part in non_finite_parts(each.batch)], missing)
+        batches = self._on_all_ranks(lambda: _non_finite_batches(window), evidence)
+        batch = [{**part, "rank": rank} for rank, parts in enumerate(batches) for part in parts or []]
         lost = blame_weights(optimizer, module)
-        scale = self._guard.loss_scale
         losses = [loss.float() for loss in self._guard.losses]
-        here: dict[str, Any] = {
-            "batch": batches or [],
-            "loss_finite": all(bool(loss.isfinite().all()) for loss in losses),
-            "scaled_loss_finite": all(bool((loss * scale).isfinite().all()) for loss in losses),
-            "seen": bool(losses),
-        }
-        everywhere = gather(here)
-        batch = [part for each in everywhere for part in each["batch"]]
-        saw_losses = any(each["seen"] for each in everywhere)
+        scaled = [loss * self._guard.loss_scale for loss in losses]
         known = Evidence(
-            batch_finite=not batch if window and batches is not None else None,
+            batch_finite=not batch if window and None not in batches else None,
             weights_finite=not lost.parameters,
-            loss_finite=all(each["loss_finite"] for each in everywhere) if saw_losses else None,
-            scaled_loss_finite=all(each["scaled_loss_finite"] for each in everywhere) if saw_losses else None,
+            loss_finite=_all_finite(losses),
+            scaled_loss_finite=_all_finite(scaled),
         )
-        evidence: Explanation = {
+        evidence |= {
             "batch_finite": known.batch_finite,
             "weights_finite": known.weights_finite,
             "loss_finite": known.loss_finite,
-            **missing,
+            "batch": batch,
         }
-        if batch:
-            evidence["batch"] = batch
         if lost.parameters:
             evidence |= {"weights": list(lost.parameters), "weights_rank": lost.rank}
         if losses:
@@ -155,7 +151,8 @@ class Explainer:
         return evidence, known
 
     def _untraced(self, known: Evidence, evidence: Explanation, why: str) -> Explanation:
-        return {"cause": decide_cause(known), "evidence": _tidy({**evidence, "untraced": why})}
+        cause = decide_cause(known)
+        return {"cause": cause, **_bad_batch(cause, evidence), "evidence": _tidy({**evidence, "untraced": why})}
 
     def _traced(self, finding: Finding, rank: int, known: Evidence, evidence: Explanation) -> Explanation:
         direction = finding.origin["direction"]
@@ -195,7 +192,7 @@ class Explainer:
             # A bad batch shows by itself.
             earlier = next((each for each in origins.values() if each.cause is Cause.data), None)
             if earlier is not None:
-                return {**_origin_of(earlier), "evidence": _tidy(evidence)}
+                return {**_origin_of(earlier), **_bad_batch(Cause.data, evidence), "evidence": _tidy(evidence)}
         finding, rank = self._first(lambda: trace_step(start, self._guard.scaler, frozenset(origins)), evidence)
         if finding is None:
             return None
@@ -230,31 +227,53 @@ class Explainer:
 
     def _first(self, find: Callable[[], Finding | None], evidence: Explanation) -> tuple[Finding | None, int]:
         """Return what the first rank found that found something, and that rank."""
-        for rank, finding in enumerate(gather(self._attempt(find, evidence))):
+        for rank, finding in enumerate(self._on_all_ranks(find, evidence)):
             if finding is not None:
                 return finding, rank
         return None, 0
 
     def _everywhere(self, question: Callable[[], bool], evidence: Explanation) -> bool | None:
-        answers = gather(self._attempt(question, evidence))
+        answers = self._on_all_ranks(question, evidence)
         return None if None in answers else all(answers)
 
-    def _attempt(self, attempt: Callable[[], Result], evidence: Explanation) -> Result | None:
+    def _on_all_ranks(self, attempt: Callable[[], Result], evidence: Explanation) -> list[Result | None]:
+        """Return each rank's result, None where it failed; failures go to the evidence, the first one to the log."""
+        result, problem = None, None
         # A diagnosis must not take down the run that it diagnoses.
         try:
-            return attempt()
+            result = attempt()
         except Exception as error:
-            evidence["missing"] = [*evidence.get("missing", []), f"it failed: {type(error).__name__}: {error}"]
+            problem = f"it failed: {type(error).__name__}: {error}"
             if not self._has_failed:
                 self._has_failed = True
                 log.warning("An incident could not be traced; training goes on without it.", exc_info=error)
-            return None
+        everywhere = gather((result, problem))
+        problems = dict.fromkeys(problem for _, problem in everywhere if problem is not None)
+        evidence["missing"] = [*evidence.get("missing", []), *problems]
+        return [result for result, _ in everywhere]
 
 
 def repeated(explanation: Explanation) -> Explanation:
     """Return the explanation of a batch that overflows again, right after it was explained."""
     evidence = {"untraced": "repeat", **explanation["evidence"]}
     return {**explanation, "traced": False, "evidence": evidence}
+
+
+def _non_finite_batches(window: Sequence[MicroBatch]) -> list[dict[str, Any]]:
+    return [{**part, "batch_idx": each.batch_idx} for each in window for part in non_finite_parts(each.batch)]
+
+
+def _all_finite(losses: Sequence[Tensor]) -> bool | None:
+    """Whether all losses of all ranks are finite; None if there are none."""
+    everywhere = gather((bool(losses), all(bool(loss.isfinite().all()) for loss in losses)))
+    return all(finite for _, finite in everywhere) if any(seen for seen, _ in everywhere) else None
+
+
+def _bad_batch(cause: Cause, evidence: Explanation) -> Explanation:
+    """Say which batch is to blame, and whose, if one is."""
+    if cause is not Cause.data or not evidence["batch"]:
+        return {}
+    return {name: evidence["batch"][0][name] for name in ("batch_idx", "rank")}
 
 
 def _origin_of(incident: Incident) -> Explanation:

@@ -92,6 +92,8 @@ def find_live(start: StepStart, trace: Trace, losses: Sequence[Tensor], gradient
         return None
     spoiled = lost or gradients
     found, origin = _describe(start.module, trace, start.window[-1], spoiled), trace.find_origin(spoiled)
+    if found is None and trace.failure is not None:
+        raise trace.failure
     if found is None or origin is None or lost:
         return found
     # A training step that optimizes by itself may write to its gradients: after their backward pass, not before.

@@ -23,6 +23,7 @@ class LiveTrace:
     def __init__(self, module: "pl.LightningModule") -> None:
         self._module = module
         self._steps_left = ARMED_STEPS
+        self._is_watching = False
         self._begin()
 
     def _begin(self) -> None:
@@ -34,7 +35,7 @@ class LiveTrace:
     @property
     def is_over(self) -> bool:
         """Whether it has watched long enough in vain."""
-        return self._steps_left <= 0
+        return self._steps_left < 0
 
     def used(self) -> None:
         """Note that an optimizer stepped with what was traced so far."""
@@ -43,19 +44,30 @@ class LiveTrace:
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Watch a training step, which runs eagerly meanwhile."""
+        self._steps_left -= 1
+        if self.is_over:
+            yield
+            return
         if self._is_used:
             self._begin()
         self.is_empty = False
-        self._steps_left -= 1
-        with torch.compiler.set_stance("force_eager"), self.layers, self.trace:
+        with self._watching():
             yield
 
     @contextmanager
     def backward(self) -> Iterator[None]:
         """Watch a backward pass, inside a training step or after it."""
-        if torch.utils._python_dispatch._get_current_dispatch_mode() is self.trace:
-            with self.trace.backward():
-                yield
-            return
-        with self.layers, self.trace, self.trace.backward():
+        with self._watching(), self.trace.backward():
             yield
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        if self._is_watching:
+            yield
+            return
+        self._is_watching = True
+        try:
+            with torch.compiler.set_stance("force_eager"), self.layers, self.trace:
+                yield
+        finally:
+            self._is_watching = False

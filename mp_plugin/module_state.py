@@ -1,17 +1,17 @@
-"""What a training step leaves on its module besides gradients and buffers."""
+"""What a training step leaves on its module besides gradients, weights and buffers."""
 
-import copy
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.nn import Module
+import torch
+from torch import Tensor
 from torchmetrics import Metric
 
 from mp_plugin.instance import replace_attribute
+from mp_plugin.object_state import ObjectState
 
 
 @contextmanager
@@ -24,21 +24,28 @@ def counted_once(module: "pl.LightningModule") -> Iterator[None]:
         for part in module.modules():
             if isinstance(part, Metric):
                 undo.callback(_remember_metric(part))
-        undo.callback(replace_attribute(module, "log", _log_nothing))
+        undo.enter_context(_unlogged(module))
         yield
 
 
 @contextmanager
 def unchanged(module: "pl.LightningModule") -> Iterator[None]:
-    """Let the block run a training step whose effects on the module are taken back.
+    """Let the block run a training step whose effects on the module, but for those on tensors, are taken back.
 
-    Beyond what counts once, attributes have their values again: numbers and strings, the entries of lists, dicts, sets
-    and deques. An object that is changed inside, an array or a class of the user's own, stays changed.
+    `self.log` does nothing meanwhile.
     """
-    with counted_once(module), ExitStack() as undo:
+    with ExitStack() as undo:
+        undo.callback(ObjectState([module], besides=_internal()).restore)
+        undo.enter_context(_unlogged(module))
+        yield
+
+
+@contextmanager
+def _unlogged(module: "pl.LightningModule") -> Iterator[None]:
+    with ExitStack() as undo:
         for part in module.modules():
-            if not isinstance(part, Metric):
-                undo.callback(_remember_attributes(part))
+            if isinstance(part, pl.LightningModule):
+                undo.callback(replace_attribute(part, "log", _log_nothing))
         yield
 
 
@@ -47,37 +54,29 @@ def _log_nothing(*_: Any, **__: Any) -> None:
 
 
 def _remember_metric(metric: Metric) -> Callable[[], None]:
+    # Metrics of a collection share their tensors and lists: they stay the same objects.
     names = [*metric._defaults, "_update_count", "_computed", "_forward_cache"]
-    state = {name: copy.deepcopy(getattr(metric, name)) for name in names}
+    held = {name: getattr(metric, name) for name in names}
+    tensors = [(value, value._version, value.detach().clone()) for value in held.values() if _counts_versions(value)]
+    lists = [(value, list(value)) for value in held.values() if isinstance(value, list)]
 
+    @torch.no_grad()
     def restore() -> None:
-        vars(metric).update(state)
+        vars(metric).update(held)
+        for tensor, version, copy in tensors:
+            if tensor._version != version:
+                tensor.copy_(copy)
+        for values, entries in lists:
+            values[:] = entries
 
     return restore
 
 
-def _remember_attributes(module: Module) -> Callable[[], None]:
-    before = {name: (value, _entries(value)) for name, value in vars(module).items() if name not in _internal()}
-
-    def restore() -> None:
-        now = vars(module)
-        for name in [name for name in now if name not in before and name not in _internal()]:
-            del now[name]
-        for name, (value, entries) in before.items():
-            now[name] = value
-            if entries is not None:
-                value.clear()
-                (value.extend if isinstance(value, list | deque) else value.update)(entries)
-
-    return restore
-
-
-def _entries(value: Any) -> Any:
-    """Return a copy of a container's entries; None for anything else."""
-    return copy.copy(value) if type(value) in (list, dict, set, deque) else None
+def _counts_versions(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_inference()
 
 
 @cache
 def _internal() -> frozenset[str]:
     # What torch and Lightning keep on a module themselves, hooks, parameters and the trainer among it.
-    return frozenset(vars(pl.LightningModule()))
+    return frozenset(vars(pl.LightningModule())) - {"training", "_buffers", "_modules"}

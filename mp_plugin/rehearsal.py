@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,20 +12,20 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mp_plugin.batch import BatchStart
 from mp_plugin.copy_on_write import CopyOnWrite
 from mp_plugin.instance import replace_attribute
 from mp_plugin.module_state import unchanged
 from mp_plugin.random_state import capture_random_state
 from mp_plugin.step_start import MicroBatch, StepStart
-from mp_plugin.telemetry.operators import floating_tensors
 
 
 @contextmanager
 def rehearsal(start: StepStart) -> Iterator[None]:
     """Go back to where a step began; at the end of the block everything is as it was before.
 
-    That is: random streams, buffers, gradients, weights and other tensors that the step writes to, metrics, attributes
-    of the module. Loggers get nothing, compiled code runs eagerly, and no hook of Lightning is called.
+    That is: random streams, gradients, all tensors that the step writes to, its batches, and what its module holds.
+    Loggers get nothing, compiled code runs eagerly, and no hook of Lightning is called.
     """
     module = start.module
     with ExitStack() as undo:
@@ -35,10 +34,11 @@ def rehearsal(start: StepStart) -> Iterator[None]:
         undo.enter_context(unchanged(module))
         undo.callback(_set_gradients_aside(module))
         undo.callback(_silence_loggers(module.trainer))
+        undo.callback(_remember_batches(start))
         undo.enter_context(start.rehearsal())
         undo.enter_context(torch.compiler.set_stance("force_eager"))
         undo.enter_context(torch.enable_grad())
-        undo.enter_context(CopyOnWrite(_tensors_of(start)))
+        undo.enter_context(CopyOnWrite())
         start.rewind()
         yield
 
@@ -92,6 +92,16 @@ def _set_gradients_aside(module: "pl.LightningModule") -> Callable[[], None]:
     return restore
 
 
+def _remember_batches(start: StepStart) -> Callable[[], None]:
+    now = [BatchStart(micro_batch.batch) for micro_batch in start.window]
+
+    def restore() -> None:
+        for batch in now:
+            batch.restore()
+
+    return restore
+
+
 def _silence_loggers(trainer: "pl.Trainer") -> Callable[[], None]:
     loggers = trainer.loggers
     trainer.loggers = [DummyLogger() for _ in loggers]
@@ -100,11 +110,3 @@ def _silence_loggers(trainer: "pl.Trainer") -> Callable[[], None]:
         trainer.loggers = loggers
 
     return restore
-
-
-def _tensors_of(start: StepStart) -> Iterator[Tensor]:
-    """Yield what a training step may write to in place: weights, buffers, batches, and tensors kept as attributes."""
-    module = start.module
-    attributes = (value for part in module.modules() for value in vars(part).values())
-    batches = (micro_batch.batch for micro_batch in start.window)
-    return chain(module.parameters(), module.buffers(), *map(floating_tensors, chain(attributes, batches)))

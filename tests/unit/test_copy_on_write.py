@@ -1,0 +1,119 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mp_plugin.copy_on_write import CopyOnWrite
+
+
+def arange(count: int = 4) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda each: each.add_(1),
+        lambda each: each[1:].zero_(),
+        lambda each: torch.add(each, 1, out=each),
+        lambda each: torch._foreach_mul_([each, each], 2),
+        lambda each: each.data.fill_(3),
+        lambda each: each.copy_(torch.ones(4)),
+        lambda each: each.index_add_(0, torch.tensor([0]), torch.ones(1)),
+        lambda each: nn.functional.relu(each.sub_(2), inplace=True),
+    ],
+)
+def test_every_write_to_a_tensor_from_before_is_taken_back(write: Any) -> None:
+    tensor = arange()
+    with CopyOnWrite(), torch.no_grad():
+        write(tensor)
+        assert not torch.equal(tensor, arange())
+    assert torch.equal(tensor, arange())
+
+
+def test_integers_and_views_go_back_too() -> None:
+    tensor = torch.zeros(4, dtype=torch.long)
+    view = tensor[2:]
+    with CopyOnWrite():
+        view += 1
+    assert tensor.tolist() == [0] * 4
+
+
+def test_only_what_was_there_before_is_copied() -> None:
+    """A re-run of a large model must not hold each of its activations."""
+    with CopyOnWrite() as guard:
+        for _ in range(3):
+            made = torch.zeros(4)
+            made.add_(1)
+            made[1:].mul_(2).view(3).sub_(1)
+            torch.empty(3).normal_()
+        assert guard._copies == []
+    assert made.tolist() == [1, 1, 1, 1]
+
+
+def test_memory_is_copied_once() -> None:
+    tensor = arange()
+    with CopyOnWrite() as guard:
+        for _ in range(3):
+            tensor.add_(1)
+        assert len(guard._copies) == 1
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_batch_norm_s_statistics_go_back(half: bool) -> None:
+    norm = nn.BatchNorm1d(4)
+    inputs = torch.randn(8, 4, requires_grad=True)
+    with CopyOnWrite(), torch.autocast("cpu", enabled=half):
+        norm(inputs).sum().backward()
+    assert torch.equal(norm.running_mean, torch.zeros(4))
+    assert torch.equal(norm.running_var, torch.ones(4))
+    assert norm.num_batches_tracked == 0
+
+
+def test_gradients_made_in_the_block_add_up() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    with CopyOnWrite():
+        for _ in range(2):
+            (weight * weight).sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.tolist() == [4, 4]
+
+
+def test_gradients_from_before_go_back() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    (weight * weight).sum().backward()
+    with CopyOnWrite():
+        (weight * weight).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [2, 2]
+
+
+def test_memory_that_was_given_back_is_left_alone() -> None:
+    tensor = arange()
+    with CopyOnWrite():
+        tensor.add_(1)
+        tensor.untyped_storage().resize_(0)
+    assert tensor.untyped_storage().nbytes() == 0
+
+
+def test_an_error_in_the_block_takes_back_as_well() -> None:
+    tensor = arange()
+
+    def fail() -> None:
+        tensor.add_(1)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), CopyOnWrite():
+        fail()
+    assert torch.equal(tensor, arange())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+def test_tensors_without_plain_memory_are_let_through() -> None:
+    with CopyOnWrite():
+        sparse = torch.eye(2).to_sparse()
+        sparse.mul_(2)
+        torch.eye(2).to_sparse_csr()
+        torch.zeros(2, device="meta").add_(1)
+    assert sparse.to_dense()[0, 0] == 2
