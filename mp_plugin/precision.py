@@ -121,7 +121,8 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
                 refuse_what_cannot_be_scaled(module, optimizers)
             if trainer.global_step == 0:
                 self.guard.start_afresh()
-            self.start = StepStart(module, retries=self.scaler.config.retries if self.scaler is not None else 0)
+            retries = self.scaler.config.retries if self.scaler is not None else 0
+            self.start = StepStart(module, retries=retries, is_traced=self.telemetry.max_traced > 0)
             self._undo.append(tell_of_each_batch(trainer.strategy, self.start))
             monitor = PrecisionMonitor(self)
             trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]

@@ -31,9 +31,10 @@ class StepStart:
     Args:
         module: what trains.
         retries: times a batch may be run again to step with its gradients.
+        is_traced: whether it may be run again to be looked at; without either, nothing random is remembered.
     """
 
-    def __init__(self, module: "pl.LightningModule", *, retries: int) -> None:
+    def __init__(self, module: "pl.LightningModule", *, retries: int, is_traced: bool = False) -> None:
         self.module = module
         self.buffers = LastGoodBuffers(module)
         # In manual optimization there is no closure, and a step that takes the iterator would take the next batch.
@@ -41,6 +42,7 @@ class StepStart:
             module.automatic_optimization and "dataloader_iter" not in signature(module.training_step).parameters
         )
         self._retries = retries if self.can_run_again else 0
+        self._remembers_random_state = self.can_run_again and (is_traced or retries > 0)
         self.forward_passes = 0
         self.window: list[MicroBatch] = []
         """The batches of this step that are still held, newest last."""
@@ -72,7 +74,7 @@ class StepStart:
         if self.is_rehearsing:
             return
         self.forward_passes += 1
-        if self.can_run_again and self.window and self.window[-1].random_state is None:
+        if self._remembers_random_state and self.window and self.window[-1].random_state is None:
             self.window[-1].random_state = capture_random_state(self.module.device)
         if self._is_marked:
             return
