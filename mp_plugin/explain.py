@@ -248,8 +248,8 @@ class Explainer:
                 self._has_failed = True
                 log.warning("An incident could not be traced; training goes on without it.", exc_info=error)
         everywhere = gather((result, problem))
-        problems = dict.fromkeys(problem for _, problem in everywhere if problem is not None)
-        evidence["missing"] = [*evidence.get("missing", []), *problems]
+        if problems := list(dict.fromkeys(problem for _, problem in everywhere if problem is not None)):
+            evidence["missing"] = [*evidence.get("missing", []), *problems]
         return [result for result, _ in everywhere]
 
 
