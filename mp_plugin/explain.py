@@ -1,6 +1,7 @@
 """Explain why the gradients of a step are not finite: gather evidence, find the origin, decide the cause."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -147,7 +148,8 @@ class Explainer:
         if lost.parameters:
             evidence |= {"weights": list(lost.parameters), "weights_rank": lost.rank}
         if losses:
-            evidence["loss"] = float(losses[-1].sum())
+            loss = float(losses[-1].sum())
+            evidence["loss"] = loss if math.isfinite(loss) else str(loss)  # JSON has no number for it
         return evidence, known
 
     def _untraced(self, known: Evidence, evidence: Explanation, why: str) -> Explanation:
