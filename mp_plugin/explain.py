@@ -228,11 +228,9 @@ class Explainer:
     # All ranks together.
 
     def _first(self, find: Callable[[], Finding | None], evidence: Explanation) -> tuple[Finding | None, int]:
-        """Return what the first rank found that found something, and that rank."""
-        for rank, finding in enumerate(self._on_all_ranks(find, evidence)):
-            if finding is not None:
-                return finding, rank
-        return None, 0
+        """Return what the first rank found that found something, and that rank; something vague only if all is."""
+        found = [(each, rank) for rank, each in enumerate(self._on_all_ranks(find, evidence)) if each is not None]
+        return min(found, key=lambda pair: pair[0].is_vague, default=(None, 0))
 
     def _everywhere(self, question: Callable[[], bool], evidence: Explanation) -> bool | None:
         answers = self._on_all_ranks(question, evidence)

@@ -18,7 +18,7 @@ from mp_plugin.step_start import MicroBatch, StepStart
 from mp_plugin.telemetry.batch_report import tensors_by_path
 from mp_plugin.telemetry.events import Direction, Signature
 from mp_plugin.telemetry.layer_stack import LayerStack
-from mp_plugin.telemetry.origin import Source
+from mp_plugin.telemetry.origin import Origin, Source
 from mp_plugin.telemetry.reason import diagnose
 from mp_plugin.telemetry.trace import Trace, storage_of
 
@@ -40,6 +40,8 @@ class Finding:
     """Largest magnitude that the operator gives in float64."""
     ran_at: str | None = None
     """Line of user code inside the backward pass."""
+    is_vague: bool = False
+    """Whether the numbers came from memory that nobody was seen to write: on another rank there may be a better one."""
 
 
 def trace_step(start: StepStart, scaler: LossScaler | None, only: frozenset[Signature] | None = None) -> Finding | None:
@@ -138,6 +140,16 @@ def _describe(
     origin = trace.find_origin(spoiled)
     if origin is None:
         return None
+    found = _of_origin(module, trace, batch, origin)
+    if not found.is_vague:
+        return found
+    # What comes back from the other ranks went out before: the first operator that was given finite numbers only.
+    own = (place for place, step in enumerate(trace.steps) if step.is_maker and not step.sources and not step.is_given)
+    first = next(own, None)
+    return found if first is None else _of_step(trace, first, batch)
+
+
+def _of_origin(module: "pl.LightningModule", trace: Trace, batch: MicroBatch, origin: Origin) -> Finding:
     found = _of_step(trace, origin.step, batch)
     if origin.source is None:
         return found
@@ -145,7 +157,7 @@ def _describe(
     kind = "nan" if origin.source.has_nan else "inf"
     if where is None:
         there = None if origin.source.is_mask else "a tensor that was not finite before the step"
-        return found if there is None else _replaced(found, reason=there, kind=kind)
+        return found if there is None else replace(_replaced(found, reason=there, kind=kind), is_vague=True)
     holds = f"{name} holds {kind}" if where == "batch" else f"{name} was {kind} before the step"
     return _replaced(found, there_before=where, name=name, reason=holds, kind=kind)
 
