@@ -20,7 +20,8 @@ from mp_plugin.telemetry.events import Direction, Signature
 from mp_plugin.telemetry.layer_stack import LayerStack
 from mp_plugin.telemetry.origin import Origin, Source
 from mp_plugin.telemetry.reason import diagnose
-from mp_plugin.telemetry.trace import Trace, storage_of
+from mp_plugin.telemetry.trace import Trace
+from mp_plugin.telemetry.writers import storage_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,20 +2,32 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
 from mp_plugin.parameter_names import plain_name
 
 
+@dataclass(slots=True)
+class _Running:
+    """A forward pass that has begun."""
+
+    module: int
+    name: str
+    calls: Counter[int] = field(default_factory=Counter)
+    """How often it has called which module."""
+
+
 class LayerStack:
     """While entered, know the qualified name of the innermost module that runs; for incidents only.
 
-    Two hooks on every module that is there when it is entered, gone when it is left. A module that was registered under
-    several names goes by the one below the module that calls it.
+    Two hooks on every module that is there when it is entered, gone when it is left; who calls `forward` by itself
+    calls no hook. A module that was registered under several names goes by the one below the module that calls it.
 
     Args:
         root: the model, whose own name is empty.
@@ -38,17 +50,22 @@ class LayerStack:
             if not isinstance(module, torch.jit.ScriptModule):
                 self._names[id(module)].append(plain_name(name))
                 self._modules[id(module)] = module
-        self._running: list[tuple[int, str]] = []
-        self._calls: Counter[tuple[int, str]] = Counter()
+        self._root = root
+        self._running = [_Running(0, "")]
         self._undo: list[Callable[[], None]] = []
 
     @property
     def current(self) -> str:
         """Qualified name of the innermost module that runs; empty outside of all."""
-        return self._running[-1][1] if self._running else ""
+        return self._running[-1].name
+
+    def owner(self, tensor: Tensor) -> str:
+        """Return the qualified name of the module that a parameter belongs to; empty if it is nobody's."""
+        names = (name for name, parameter in self._root.named_parameters() if parameter is tensor)
+        return plain_name(next(names, "").rpartition(".")[0])
 
     def __enter__(self) -> "LayerStack":
-        self._calls.clear()
+        self._running = [_Running(0, "")]
         for module in self._modules.values():
             self._undo.append(module.register_forward_pre_hook(self._begin, prepend=True).remove)
             self._undo.append(module.register_forward_hook(self._end, always_call=True).remove)
@@ -59,22 +76,22 @@ class LayerStack:
     ) -> None:
         while self._undo:
             self._undo.pop()()
-        self._running.clear()
+        self._running = [_Running(0, "")]
 
     def _begin(self, module: Module, _: Any) -> None:
-        parent = self.current
+        parent = self._running[-1]
         names = self._names[id(module)]
-        below = [name for name in names if not parent or name.startswith(f"{parent}.")] or names
+        below = [name for name in names if not parent.name or name.startswith(f"{parent.name}.")] or names
         depth = min(name.count(".") for name in below)
         below = [name for name in below if name.count(".") == depth]
         # One module twice in one container: its second call is the second name's.
-        turn = self._calls[id(module), parent] % len(below)
-        self._calls[id(module), parent] += 1
-        self._running.append((id(module), below[turn]))
+        turn = parent.calls[id(module)] % len(below)
+        parent.calls[id(module)] += 1
+        self._running.append(_Running(id(module), below[turn]))
 
     def _end(self, module: Module, *_: Any) -> None:
         # A forward pass that an exception ended, as activation checkpointing does, may have left others behind.
-        while self._running:
-            identity, _name = self._running.pop()
-            if identity == id(module):
-                return
+        if not any(each.module == id(module) for each in self._running):
+            return
+        while self._running.pop().module != id(module):
+            pass

@@ -1,17 +1,19 @@
-"""What the trace has to know about an operator of torch: which arguments it writes to, and which do not count."""
+"""What the trace has to know about an operator of torch: what it reads and writes, and how numbers get through it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 BLANK = frozenset(
     {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize_", "set_"}
-    | {"resize_as_", "resize"}
+    | {"resize_as_", "resize", "resize_as", "empty_quantized", "_efficientzerotensor"}
 )
-"""Operators whose output holds whatever was in memory before."""
+"""Operators whose output holds whatever was in memory before, or that cannot be read."""
 
 OVERWRITING = frozenset(
     {"copy_", "fill_", "zero_", "uniform_", "normal_", "bernoulli_", "exponential_", "random_", "log_normal_"}
@@ -19,14 +21,48 @@ OVERWRITING = frozenset(
 )
 """Operators that look at nothing of what they write to."""
 
+LIKE = frozenset({"full_like", "new_full", "fill", "copy"})
+"""Operators that look at the shape of `self` alone."""
+
 COLLECTIVES = frozenset({"c10d", "_c10d_functional", "c10d_functional", "fsdp", "symm_mem"})
 """Namespaces of operators that bring numbers of other ranks."""
 
 MASKED = frozenset({"_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "softmax", "log_softmax"})
 """Operators to which -Inf means: not this one. Attention is told by its name."""
 
-ARITHMETIC = frozenset({"mul", "div", "pow", "add", "sub", "mul_", "div_", "pow_", "add_", "sub_"})
-"""Operators that nobody masks with: a constant of -Inf among their numbers is a mistake."""
+ELEMENTWISE = frozenset({"_to_copy", "copy_", "masked_fill", "masked_fill_", "where"})
+"""Beside those that torch tags so: each element of the output is computed from the inputs' at its place."""
+
+SELECTING = frozenset(
+    {"cat", "stack", "index", "index_put", "index_put_", "_index_put_impl_", "index_select", "index_fill"}
+    | {"index_fill_", "index_copy", "index_copy_", "gather", "scatter", "scatter_", "masked_select", "take"}
+    | {"masked_scatter", "masked_scatter_", "embedding", "constant_pad_nd", "roll", "flip", "repeat", "triu", "tril"}
+    | {"triu_", "tril_", "_unsafe_view", "select_scatter", "slice_scatter", "diagonal_scatter", "clone"}
+    | {"amax", "amin", "max", "min", "aminmax", "topk", "sort", "cummax", "cummin", "kthvalue", "median"}
+    | {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
+)
+"""Operators that pick some of their inputs' numbers and leave them as they are."""
+
+FILLING = frozenset(
+    {"full", "full_like", "new_full", "fill", "fill_", "masked_fill", "masked_fill_", "scalar_tensor", "index_fill"}
+    | {"index_fill_", "constant_pad_nd", "scatter", "scatter_", "fill_diagonal_", "where"}
+)
+"""Operators that put a constant where they are told to: an Inf among their numbers is a mask that somebody meant."""
+
+BATCH_STATISTICS = frozenset(
+    {"_batch_norm_with_update", "cudnn_batch_norm_backward", "miopen_batch_norm_backward", "batch_norm_update_stats"}
+    | {"batch_norm_gather_stats", "batch_norm_gather_stats_with_counts", "_batch_norm_with_update_functional"}
+)
+"""Batch normalisations for training alone, which do not say so by an argument."""
+
+
+class Flow(Enum):
+    """How the numbers of an output depend on those of the inputs."""
+
+    by_element = "each on those at its own place"
+    selected = "each is one of them"
+    masked = "on those that are not masked"
+    mixed = "each on many"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +71,19 @@ class OperatorInfo:
 
     name: str
     """As torch prints it, such as `aten.mul.Tensor`."""
-    is_blank: bool
+    base: str
+    """Without namespace and overload."""
+    is_watched: bool
+    """Whether numbers may appear in its output: in a view, and in memory that nobody wrote to, they do not."""
     is_collective: bool
-    takes_masks: bool
-    """Whether -Inf among its inputs is a mask rather than an accident."""
-    is_arithmetic: bool
+    is_filling: bool
+    flow: Flow
     arguments: tuple[str, ...]
     """Names by position."""
     written: frozenset[str]
     """Names of the arguments that it writes to."""
-    overwritten: frozenset[str]
-    """Those of them whose old values do not count."""
+    rewritten: frozenset[str]
+    """Those of them whose old values count."""
 
 
 @cache
@@ -53,28 +91,40 @@ def operator_info(operator: Any) -> OperatorInfo:
     """Read an operator's schema; once per operator.
 
     Example:
-        >>> import torch
-        >>> operator_info(torch.ops.aten.add_.Tensor).written
+        >>> operator_info(torch.ops.aten.add_.Tensor).rewritten
         frozenset({'self'})
-        >>> operator_info(torch.ops.aten.add.out).overwritten
-        frozenset({'out'})
+        >>> operator_info(torch.ops.aten.add.out).rewritten
+        frozenset()
     """
     packet = getattr(operator, "overloadpacket", operator)
     base = str(getattr(packet, "__name__", packet))
     schema = getattr(operator, "_schema", None)  # higher-order operators have none
     arguments = () if schema is None else tuple(schema.arguments)
+    returns = () if schema is None else tuple(schema.returns)
     written = frozenset(each.name for each in arguments if each.alias_info is not None and each.alias_info.is_write)
     outputs = frozenset(each.name for each in arguments if getattr(each, "is_out", False))
+    is_view = not written and any(each.alias_info is not None for each in returns)
+    is_collective = getattr(operator, "namespace", "") in COLLECTIVES
     return OperatorInfo(
         name=str(operator),
-        is_blank=base in BLANK,
-        is_collective=getattr(operator, "namespace", "") in COLLECTIVES,
-        takes_masks=base in MASKED or "attention" in base,
-        is_arithmetic=base in ARITHMETIC,
+        base=base,
+        is_watched=base not in BLANK and not is_view,
+        is_collective=is_collective,
+        is_filling=base in FILLING,
+        flow=_flow(operator, base),
         arguments=tuple(each.name for each in arguments),
         written=written,
-        overwritten=written if base in OVERWRITING else written & outputs,
+        rewritten=frozenset() if is_collective or base in OVERWRITING else written - outputs,
     )
+
+
+def _flow(operator: Any, base: str) -> Flow:
+    if base in MASKED or "attention" in base:
+        return Flow.masked
+    if base in SELECTING:
+        return Flow.selected
+    is_tagged = torch.Tag.pointwise in getattr(operator, "tags", ())
+    return Flow.by_element if is_tagged or base in ELEMENTWISE else Flow.mixed
 
 
 def named_arguments(info: OperatorInfo, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,10 +139,17 @@ def inputs_that_count(info: OperatorInfo, arguments: Mapping[str, Any]) -> dict[
     Batch normalisation in training writes to its running statistics and does not read them; not every backend's schema
     says so.
     """
-    ignored = info.overwritten
-    if arguments.get("training") or arguments.get("train"):
+    ignored = info.written - info.rewritten
+    if uses_batch_statistics(info, arguments):
         ignored = ignored | {"running_mean", "running_var"}
+    if info.base in LIKE:
+        ignored = ignored | {"self"}
     return {name: value for name, value in arguments.items() if name not in ignored}
+
+
+def uses_batch_statistics(info: OperatorInfo, arguments: Mapping[str, Any]) -> bool:
+    """Whether it is a batch normalisation in training, to which running statistics are nothing but an output."""
+    return info.base in BATCH_STATISTICS or any(arguments.get(name) for name in ("training", "train", "update"))
 
 
 def floating_tensors(value: Any) -> Iterator[Tensor]:

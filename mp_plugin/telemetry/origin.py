@@ -1,23 +1,34 @@
 """From all operators that met non-finite numbers to the one that made them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mp_plugin.telemetry.contents import FINITE, Kind, Kinds
 from mp_plugin.telemetry.events import Direction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A non-finite input of an operator."""
+    """Non-finite numbers of one kind in an input of an operator."""
 
     maker: int | None
-    """Which traced step wrote it last; None for a tensor that was there before."""
+    """Which traced step wrote them; None for a tensor that was there before."""
     storage: int
     """Identity of its memory."""
-    has_nan: bool
-    is_mask: bool
-    """Whether -Inf is all that is not finite in it."""
+    kind: Kind
+    into: Kind
+    """What became of them in the operator's output."""
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether they are NaN."""
+        return self.kind is Kind.nan
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether they are -Inf, of which attention masks are made."""
+        return self.kind is Kind.negative_inf
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,24 +39,35 @@ class Step:
     direction: Direction
     layer: str
     location: str | None
-    makes_nan: bool
+    kinds: Kinds
+    """What its output holds."""
+    made: Kinds = FINITE
+    """What of it came from finite numbers, at least in part."""
     ran_at: str | None = None
     """Line of user code inside the backward pass, such as that of a custom autograd Function."""
     sources: tuple[Source, ...] = ()
     writes: tuple[int, ...] = ()
     """Identities of the memory where its non-finite numbers are."""
     is_given: bool = False
-    """Whether it writes a mask: -Inf from a constant among its arguments."""
+    """Whether it writes a mask: an Inf that is a constant among its arguments."""
     is_collective: bool = False
     """Whether it brings numbers of other ranks, so that nothing was made here."""
     takes_masks: bool = False
+    """Whether an Inf can go through it and still be a mask."""
     call: Any = field(default=None, repr=False)
     """What is needed to look at the call again; None where that is not kept."""
 
     @property
+    def makes_nan(self) -> bool:
+        """Whether its output holds a NaN."""
+        return Kind.nan in self.kinds
+
+    @property
     def is_maker(self) -> bool:
         """Whether it made NaN where there was none, or Inf from finite numbers."""
-        return not self.is_collective and not any(each.has_nan or not self.makes_nan for each in self.sources)
+        if self.is_collective:
+            return False
+        return bool(self.made) or (self.makes_nan and not any(source.has_nan for source in self.sources))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +81,21 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class _Roots:
-    """Earliest origins of each kind that lead to a tensor."""
+    """Earliest origins of each sort that lead to numbers of one kind in a tensor."""
 
-    made: Origin | None = None
-    """An operator that made non-finite from finite numbers."""
-    there: Origin | None = None
-    """A tensor that was not finite before."""
+    serious: Origin | None = None
+    """An operator that made them from finite numbers, or a tensor that was not finite before."""
     given: Origin | None = None
-    """A mask of -Inf, written here or there before: harmless until a whole row is masked."""
+    """A mask, written here or there before: harmless until a whole row is masked."""
 
     def or_(self, other: "_Roots") -> "_Roots":
-        return _Roots(
-            made=_earlier(self.made, other.made),
-            there=_earlier(self.there, other.there),
-            given=_earlier(self.given, other.given),
-        )
-
-    @property
-    def serious(self) -> Origin | None:
-        return _earlier(self.made, self.there)
+        return _Roots(_earlier(self.serious, other.serious), _earlier(self.given, other.given))
 
 
-def find_origin(steps: Sequence[Step], sinks: Iterable[int]) -> Origin | None:
+_RootsOfKinds = Mapping[Kind, _Roots]
+
+
+def find_origin(steps: Sequence[Step], sinks: Iterable[Source]) -> Origin | None:
     """Walk back from what must not be non-finite to the earliest operator or tensor that is to blame.
 
     A NaN comes from a NaN input if there is one. Else it was made: from an Inf that an earlier operator made, or that
@@ -90,58 +105,66 @@ def find_origin(steps: Sequence[Step], sinks: Iterable[int]) -> Origin | None:
 
     Args:
         steps: in the order in which they ran.
-        sinks: the steps that wrote a non-finite loss or gradient.
+        sinks: the non-finite numbers of a loss or of gradients.
 
     Returns:
         The origin; None if none of the sinks leads to one on this rank.
 
     Example:
-        >>> common = dict(direction=Direction.forward, layer="", location=None, makes_nan=False)
-        >>> overflow = Step(operator="aten.mm.default", **common)
-        >>> victim = Step(operator="aten.add.Tensor", **common,
-        ...     sources=(Source(maker=0, storage=7, has_nan=False, is_mask=False),))
-        >>> find_origin([overflow, victim], sinks=[1])
+        >>> common = dict(direction=Direction.forward, layer="", location=None, kinds=frozenset({Kind.inf}))
+        >>> overflow = Step(operator="aten.mm.default", made=frozenset({Kind.inf}), **common)
+        >>> inf = dict(storage=7, kind=Kind.inf, into=Kind.inf)
+        >>> victim = Step(operator="aten.add.Tensor", sources=(Source(maker=0, **inf),), **common)
+        >>> find_origin([overflow, victim], sinks=[Source(maker=1, **inf)])
         Origin(step=0, source=None)
     """
-    roots: list[_Roots] = []
+    known: list[_RootsOfKinds] = []
     for place, step in enumerate(steps):
-        roots.append(_roots_of(place, step, roots))
+        known.append({} if step.is_collective else {kind: _roots(place, step, kind, known) for kind in step.kinds})
     found = _Roots()
     for sink in sinks:
-        found = found.or_(roots[sink])
+        if sink.maker is not None:
+            found = found.or_(_made_by(sink, known))
     return found.serious or found.given
 
 
-def _roots_of(place: int, step: Step, known: Sequence[_Roots]) -> _Roots:
-    if step.is_collective:
-        return _Roots()
-    nan_sources = [source for source in step.sources if source.has_nan]
-    if step.makes_nan and nan_sources:
-        return _merge(place, nan_sources, known)
-    made_here = _Roots(given=Origin(place)) if step.is_given else _Roots(made=Origin(place))
-    if not step.sources:
-        return made_here
-    before = _merge(place, step.sources, known)
-    if not step.makes_nan:
-        return before
-    if before.serious or before.given is None:
-        return before
-    # NaN from a mask: a mask is no accident, but a row that is masked as a whole is one, of the operator that meets it.
-    return _Roots(made=Origin(place, None if step.takes_masks else before.given.source))
+def _roots(place: int, step: Step, kind: Kind, known: Sequence[_RootsOfKinds]) -> _Roots:
+    found = _Roots()
+    if kind in step.made:
+        found = _Roots(given=Origin(place)) if step.is_given else _Roots(serious=Origin(place))
+    sources = [source for source in step.sources if source.into is kind]
+    if kind is not Kind.nan:
+        before = _merge(place, sources, known)
+        # What was added up or multiplied with others masks nothing any more.
+        return found.or_(before if step.takes_masks else _Roots(_earlier(before.serious, before.given)))
+    found = found.or_(_merge(place, (source for source in sources if source.has_nan), known))
+    before = _merge(place, (source for source in sources if not source.has_nan), known)
+    if before.serious is None and before.given is not None:
+        # A mask is no accident, but a row that is masked as a whole is one, of the operator that meets it.
+        return found.or_(_Roots(Origin(place, None if step.takes_masks else before.given.source)))
+    return found.or_(_Roots(before.serious))
 
 
-def _merge(place: int, sources: Iterable[Source], known: Sequence[_Roots]) -> _Roots:
+def _merge(place: int, sources: Iterable[Source], known: Sequence[_RootsOfKinds]) -> _Roots:
     merged = _Roots()
     for source in sources:
-        merged = merged.or_(_roots_of_source(place, source, known))
+        if source.maker is not None:
+            merged = merged.or_(_made_by(source, known))
+        else:
+            met = Origin(place, source)
+            merged = merged.or_(_Roots(given=met) if source.is_mask else _Roots(serious=met))
     return merged
 
 
-def _roots_of_source(place: int, source: Source, known: Sequence[_Roots]) -> _Roots:
-    if source.maker is not None:
-        return known[source.maker]
-    met = Origin(place, source)
-    return _Roots(given=met) if source.is_mask else _Roots(there=met)
+def _made_by(source: Source, known: Sequence[_RootsOfKinds]) -> _Roots:
+    assert source.maker is not None
+    roots = known[source.maker]
+    if source.kind in roots:
+        return roots[source.kind]
+    merged = _Roots()
+    for each in roots.values():
+        merged = merged.or_(each)
+    return merged
 
 
 def _earlier(one: Origin | None, other: Origin | None) -> Origin | None:

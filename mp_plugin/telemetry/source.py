@@ -29,6 +29,8 @@ class Site(NamedTuple):
     """Innermost frame outside torch, Lightning and this package; None if the backward pass called it by itself."""
     applied_at: Place | None = None
     """For an operator inside a custom autograd Function: where the Function was applied."""
+    is_inside_function: bool = False
+    """Whether the place is inside a custom autograd Function."""
 
 
 def call_site(frame: FrameType | None) -> Site:
@@ -42,31 +44,26 @@ def call_site(frame: FrameType | None) -> Site:
         'forward'
     """
     place = None
-    is_inside_function = False
     while frame is not None:
         code = frame.f_code
-        kind = _kind(code.co_filename)
-        if kind == "torch" and code.co_name == "_engine_run_backward":
+        kind = _kind(code.co_filename) if code.co_filename != _STRING else _kind_of_string(frame)
+        if kind == "loop" or (kind == "torch" and code.co_name == _ENGINE):
             break
-        if kind == "loop":
-            break
-        if kind == "user" and (place is None or is_inside_function):
+        if kind == "user":
             here = Place(code.co_filename, frame.f_lineno, code.co_name)
             if place is not None:
-                return Site(place, here)
+                return Site(place, here, True)
             place = here
-            caller = frame.f_back
-            is_inside_function = caller is not None and _is_apply(caller)
-            if not is_inside_function:
+            if not _is_called_by_function(frame):
                 return Site(place)
         frame = frame.f_back
-    return Site(place)
+    return Site(place, None, place is not None)
 
 
 def is_recomputing(frame: FrameType | None) -> bool:
     """Whether a frame is part of a forward pass that activation checkpointing runs again during the backward pass."""
     while frame is not None:
-        if frame.f_code.co_name == "_engine_run_backward":
+        if frame.f_code.co_name == _ENGINE:
             return False
         if frame.f_code.co_filename == _CHECKPOINT_FILE:
             return True
@@ -74,14 +71,34 @@ def is_recomputing(frame: FrameType | None) -> bool:
     return False
 
 
-def _is_apply(frame: FrameType) -> bool:
-    return frame.f_code.co_filename == _FUNCTION_FILE and frame.f_code.co_name == "apply"
+def is_in_backward(frame: FrameType | None) -> bool:
+    """Whether Python code of this thread asked for the backward pass that runs."""
+    while frame is not None:
+        if frame.f_code.co_name == _ENGINE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_called_by_function(frame: FrameType) -> bool:
+    """Whether a frame is `forward` or `backward` of a custom autograd Function, or decorated as one."""
+    caller = frame.f_back
+    while caller is not None and caller.f_code.co_filename.startswith(_WRAPPERS):
+        if caller.f_code.co_filename == _FUNCTION_FILE and caller.f_code.co_name == "apply":
+            return True
+        caller = caller.f_back
+    return False
+
+
+def _kind_of_string(frame: FrameType) -> str:
+    # `python -c` calls itself so, and so does what the standard library writes, for dataclasses for one.
+    return "user" if frame.f_globals.get("__name__") == "__main__" else "other"
 
 
 @functools.cache
 def _kind(file: str) -> str:
     # The Python inside Python, and the code that torch.fx writes.
-    if file.startswith(("<frozen", "<string>", "<eval_with_key>", _OWN)):
+    if file.startswith(("<frozen", "<eval_with_key>", _OWN)):
         return "other"
     if file.startswith(_TORCH):
         return "torch"
@@ -115,3 +132,10 @@ _LOOPS = tuple(
 )
 _CHECKPOINT_FILE = os.path.join(_TORCH, "utils", "checkpoint.py")
 _FUNCTION_FILE = os.path.join(_TORCH, "autograd", "function.py")
+# Between a Function and its forward or backward: itself, custom operators, decorators of mixed precision.
+_WRAPPERS = tuple(
+    os.path.join(_TORCH, *name.split("/"))
+    for name in ("autograd/function.py", "_library/", "_functorch/autograd_function.py", "amp/", "_dynamo/")
+)
+_ENGINE = "_engine_run_backward"
+_STRING = "<string>"
