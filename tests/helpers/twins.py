@@ -91,6 +91,7 @@ def train(
     data: Any = None,
     scaling: LossScaling | None = None,
     prepare: Callable[[Any], Any] = lambda model: model,
+    plugin: AdaptivePrecision | None = None,
     **options: Any,
 ) -> Twin:
     """Train a model.
@@ -103,11 +104,13 @@ def train(
         data: batches, by default those of the regression.
         scaling: for fp16, by default a scale that is too high for the first batches.
         prepare: what is done to the model before, such as compiling it.
+        plugin: one that was used before, in place of a new one.
         options: for the trainer.
     """
     if precision == "fp16":
         scaling = scaling or LossScaling(init_scale=TOO_HIGH, retries=20)
-    plugin = AdaptivePrecision(precision, scaling=scaling, telemetry=Telemetry(max_traced=max_traced))
+    telemetry = Telemetry(max_traced=max_traced)
+    plugin = plugin or AdaptivePrecision(precision, scaling=scaling, telemetry=telemetry)
     pl.seed_everything(3, verbose=False)
     model, recorder = make(), Recorder()
     logger = CSVLogger(directory, name=f"{precision}-{max_traced}") if directory is not None else False
@@ -133,7 +136,9 @@ def same(traced: Twin, plain: Twin) -> None:
     Raises:
         AssertionError: for the first difference.
     """
-    assert [each.batch_idx for each in traced.plugin.incidents] == [each.batch_idx for each in plain.plugin.incidents]
+    for name in ("step", "action", "cured", "loss_scale"):
+        one, other = ([getattr(each, name) for each in twin.plugin.incidents] for twin in (traced, plain))
+        assert one == other, name
     equal(traced.state, plain.state)
     equal(traced.metrics, plain.metrics)
     assert traced.events == plain.events
