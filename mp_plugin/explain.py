@@ -20,7 +20,7 @@ from mp_plugin.scaling.verdict import gather, gradients
 from mp_plugin.step_start import MicroBatch, StepStart
 from mp_plugin.telemetry.batch_report import non_finite_parts
 from mp_plugin.telemetry.cause import Evidence, decide_cause
-from mp_plugin.telemetry.events import Cause, Incident
+from mp_plugin.telemetry.events import Cause, Direction, Incident
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +187,8 @@ class Explainer:
     def _repeat(self, start: StepStart, evidence: Explanation, known: Evidence) -> Explanation | None:
         """Recognise an origin that is known already, without a full trace."""
         origins = self._guard.record.known
+        if known.loss_finite is False:  # which nothing in a backward pass can explain, that of another batch neither
+            origins = {name: each for name, each in origins.items() if each.direction is Direction.forward}
         if not origins:
             return None
         evidence = {**evidence, "untraced": "repeat"}
