@@ -9,10 +9,7 @@ from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mp_plugin.numerics.grad_stats import local_part
-from mp_plugin.telemetry.operators import COLLECTIVES
-
-STATISTICS = ("running_mean", "running_var")
-"""Arguments that batch normalisation writes to without saying so."""
+from mp_plugin.telemetry.operators import named_arguments, operator_info
 
 
 class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own, untyped
@@ -46,12 +43,11 @@ class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        schema = getattr(operator, "_schema", None)
-        if schema is not None and getattr(operator, "namespace", "") not in COLLECTIVES:
-            for place, argument in enumerate(schema.arguments):
-                is_written = argument.alias_info is not None and argument.alias_info.is_write
-                if is_written or argument.name in STATISTICS:
-                    self._keep(args[place] if place < len(args) else kwargs.get(argument.name))
+        info = operator_info(operator)
+        if info.written and not info.is_collective:
+            given = named_arguments(info, args, kwargs)
+            for name in info.written:
+                self._keep(given.get(name))
         output = operator(*args, **kwargs)
         made = {storage._cdata for storage in _storages(output)}
         if made:
@@ -63,7 +59,7 @@ class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         for storage, copy in self._copies:
-            if storage.nbytes() == copy.nbytes():
+            if storage.nbytes() == copy.nbytes():  # else its memory was given back, as sharding does
                 storage.copy_(copy)
         self._copies.clear()
         self._free.clear()

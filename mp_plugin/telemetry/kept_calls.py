@@ -1,5 +1,6 @@
 """Keep what operators were given and returned, to look at it again when it is known which of them matters."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,10 @@ from mp_plugin.telemetry.operators import floating_tensors
 from mp_plugin.telemetry.writers import storage_of
 
 LARGEST_NUMBER = 64
-"""Calls that are kept at most."""
+"""Calls that are kept at most: the origin is among the first that made a non-finite number."""
+
+SAME_KEY = 4
+"""Calls with the same key that are kept at most: what is harmless in each layer must not take all places."""
 
 
 @dataclass(slots=True)
@@ -28,14 +32,14 @@ class KeptCalls:
     """Hold on to calls, as they were: what somebody is about to write to is copied."""
 
     def __init__(self) -> None:
-        self._keys: set[Any] = set()
+        self._keys: Counter[Any] = Counter()
         self._by_memory: dict[int, list[Call]] = {}
 
     def keep(self, key: Any, operator: Any, args: Iterable[Any], kwargs: Mapping[str, Any], output: Any) -> Call | None:
-        """Keep a call; None for another one with the same key, and beyond the largest number."""
-        if key in self._keys or len(self._keys) >= LARGEST_NUMBER:
+        """Keep a call; None if enough of them are kept."""
+        if self._keys[key] >= SAME_KEY or self._keys.total() >= LARGEST_NUMBER:
             return None
-        self._keys.add(key)
+        self._keys[key] += 1
         call = Call(operator, *mapped(Tensor.detach, (tuple(args), dict(kwargs), output)))
         for tensor in floating_tensors((call.args, call.kwargs, call.output)):
             self._by_memory.setdefault(storage_of(tensor), []).append(call)

@@ -30,7 +30,7 @@ COLLECTIVES = frozenset({"c10d", "_c10d_functional", "c10d_functional", "fsdp", 
 MASKED = frozenset({"_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "softmax", "log_softmax"})
 """Operators to which -Inf means: not this one. Attention is told by its name."""
 
-ELEMENTWISE = frozenset({"_to_copy", "copy_", "masked_fill", "masked_fill_", "where"})
+ELEMENTWISE = frozenset({"_to_copy", "copy", "copy_", "fill", "fill_", "masked_fill", "masked_fill_", "where"})
 """Beside those that torch tags so: each element of the output is computed from the inputs' at its place."""
 
 SELECTING = frozenset(
@@ -42,6 +42,9 @@ SELECTING = frozenset(
     | {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 )
 """Operators that pick some of their inputs' numbers and leave them as they are."""
+
+ADDING = frozenset({"addmm", "baddbmm", "addbmm", "addmv", "addmm_", "baddbmm_", "addbmm_", "addmv_"})
+"""Operators that add `self`, which may be a mask, to a product."""
 
 FILLING = frozenset(
     {"full", "full_like", "new_full", "fill", "fill_", "masked_fill", "masked_fill_", "scalar_tensor", "index_fill"}
@@ -62,6 +65,7 @@ class Flow(Enum):
     by_element = "each on those at its own place"
     selected = "each is one of them"
     masked = "on those that are not masked"
+    added = "each on that of `self` at its own place, and on many others"
     mixed = "each on many"
 
 
@@ -121,6 +125,8 @@ def operator_info(operator: Any) -> OperatorInfo:
 def _flow(operator: Any, base: str) -> Flow:
     if base in MASKED or "attention" in base:
         return Flow.masked
+    if base in ADDING:
+        return Flow.added
     if base in SELECTING:
         return Flow.selected
     is_tagged = torch.Tag.pointwise in getattr(operator, "tags", ())

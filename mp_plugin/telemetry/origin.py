@@ -138,7 +138,9 @@ def _roots(place: int, step: Step, kind: Kind, known: Sequence[_RootsOfKinds]) -
         # What was added up or multiplied with others masks nothing any more.
         return found.or_(before if step.takes_masks else _Roots(_earlier(before.serious, before.given)))
     found = found.or_(_merge(place, (source for source in sources if source.has_nan), known))
-    before = _merge(place, (source for source in sources if not source.has_nan), known)
+    before = _merge(place, (source for source in sources if source.kind is Kind.inf), known)
+    if before.serious is None:  # -Inf masks more often than it is a mistake
+        before = before.or_(_merge(place, (source for source in sources if source.is_mask), known))
     if before.serious is None and before.given is not None:
         # A mask is no accident, but a row that is masked as a whole is one, of the operator that meets it.
         return found.or_(_Roots(Origin(place, None if step.takes_masks else before.given.source)))

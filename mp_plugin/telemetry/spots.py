@@ -49,8 +49,13 @@ class Spots:
         # An autograd node takes its number just before its operator is dispatched to where we see it. Each thread
         # counts for itself: a GPU's backward pass has its own, in which checkpointed activations are computed again.
         key = threading.get_ident(), torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
-        if key not in self._spots:
-            self._spots[key] = Spot(self._layers.current, call_site(sys._getframe()))
+        if key in self._spots:
+            return
+        frame = sys._getframe()
+        site = call_site(frame)
+        # In a backward pass that can be differentiated again, a node inherits from the one it is the gradient of.
+        parent = self._of(torch._C._current_autograd_node(), frame) if site.place is None else None
+        self._spots[key] = parent or Spot(self._layers.current, site)
 
     def where(self, direction: Direction) -> Ran:
         """Return where the operator runs that is being dispatched.

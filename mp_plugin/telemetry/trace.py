@@ -210,9 +210,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         if not held:
             return (), kinds
         is_plain = kinds == {Kind.nan} and Kind.nan in held
-        if info.flow is Flow.by_element and len(bad) == 1 and not is_plain:
+        is_added = info.flow is Flow.added and len(spoiled) == 1 and spoiled[0] is inputs[0]
+        if (info.flow is Flow.by_element or is_added) and len(bad) == 1 and not is_plain:
             try:
-                values = [_real(each.before) for each in inputs]
+                values = [_real(each.before) for each in (spoiled if is_added else inputs)]
                 ways, made = flow_by_element(values, _real(bad[0][0]))
                 return tuple(self._source(inputs[place], kind, into) for place, kind, into in sorted(ways)), made
             except (RuntimeError, ValueError):  # a shape that does not expand, a complex number
