@@ -11,6 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mp_plugin.numerics.grad_stats import local_part
 from mp_plugin.telemetry.operators import named_arguments, operator_info
 
+STATISTICS = frozenset({"running_mean", "running_var"})
+"""Arguments that batch normalisation writes to without saying so."""
+
 
 class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own, untyped
     """Copy a tensor's memory just before the block writes to it in place, and put the copy back at the end.
@@ -44,9 +47,10 @@ class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
     ) -> Any:
         kwargs = kwargs or {}
         info = operator_info(operator)
-        if info.written and not info.is_collective:
+        written = info.written | STATISTICS.intersection(info.arguments)
+        if written and not info.is_collective:
             given = named_arguments(info, args, kwargs)
-            for name in info.written:
+            for name in written:
                 self._keep(given.get(name))
         output = operator(*args, **kwargs)
         made = {storage._cdata for storage in _storages(output)}
