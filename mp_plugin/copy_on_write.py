@@ -1,6 +1,6 @@
-"""Take back what a block of code writes to tensors that were there before."""
+"""Notice, or take back, what a block of code writes to tensors that were there before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -46,12 +46,9 @@ class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        info = operator_info(operator)
-        written = info.written | STATISTICS.intersection(info.arguments)
-        if written and not info.is_collective:
-            given = named_arguments(info, args, kwargs)
-            for name in written:
-                self._keep(given.get(name))
+        if not operator_info(operator).is_collective:
+            for value in _written(operator, args, kwargs):
+                self._keep(value)
         output = operator(*args, **kwargs)
         made = {storage._cdata for storage in _storages(output)}
         if made:
@@ -73,6 +70,45 @@ class CopyOnWrite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
             if storage._cdata not in self._free:
                 self._free.add(storage._cdata)
                 self._copies.append((storage, storage.clone()))  # type: ignore[no-untyped-call]
+
+
+class WriteWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own, untyped
+    """Notice whether the block writes to some tensors, by whatever way: through `.data` leaves no trace in a version.
+
+    Args:
+        tensors: to watch, with everything that shares their memory.
+
+    Example:
+        >>> gradient = torch.ones(2)
+        >>> with WriteWatch([gradient]) as watch:
+        ...     _ = gradient.data.clamp_(max=0.5)
+        >>> watch.saw_write, gradient._version
+        (True, 0)
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watched = {storage._cdata for tensor in tensors for storage in _storages(tensor)}
+        self.saw_write = False
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        written = (storage for value in _written(operator, args, kwargs) for storage in _storages(value))
+        self.saw_write = self.saw_write or any(storage._cdata in self._watched for storage in written)
+        return operator(*args, **kwargs)
+
+
+def _written(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """Yield the arguments that an operator writes to."""
+    info = operator_info(operator)
+    written = info.written | STATISTICS.intersection(info.arguments)
+    if written:
+        given = named_arguments(info, args, kwargs)
+        yield from (given.get(name) for name in written)
 
 
 def _storages(value: Any) -> Iterator[UntypedStorage]:

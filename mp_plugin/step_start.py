@@ -9,7 +9,9 @@ import lightning.pytorch as pl
 
 from mp_plugin.batch import BatchStart
 from mp_plugin.buffers import LastGoodBuffers
+from mp_plugin.copy_on_write import WriteWatch
 from mp_plugin.random_state import RandomState, capture_random_state
+from mp_plugin.telemetry.writers import storage_of
 
 LARGEST_WINDOW = 2**28
 """Bytes of batches that are held until their window of accumulated batches is over, so as to look at them again."""
@@ -52,6 +54,7 @@ class StepStart:
         """Whether somebody has filled in `on_after_backward`."""
         self.edits_after_backward = False
         """Whether that hook has written to gradients, so that they are not right without it."""
+        self._writes_through_data: bool | None = None
         self._is_marked = False
 
     @property
@@ -97,17 +100,27 @@ class StepStart:
 
     @contextmanager
     def noticing_edits(self) -> Iterator[None]:
-        """Notice whether the block, which calls the hooks after a backward pass, writes to gradients in place."""
+        """Notice whether the block, which calls the hooks after a backward pass, writes to gradients in place.
+
+        The first time under a watch for every write: who writes to `.data` sometimes, and not then, goes unnoticed.
+        """
         if not (self.may_edit_after_backward and self.retries):
             yield
             return
         before = self._gradient_versions()
-        yield
-        self.edits_after_backward = before != self._gradient_versions()
+        if self._writes_through_data is None:
+            # Writing to `.data` leaves no trace but to a watch, which is too slow for every step.
+            gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+            with WriteWatch(gradients) as watch:
+                yield
+            self._writes_through_data = watch.saw_write
+        else:
+            yield
+        self.edits_after_backward = self._writes_through_data or before != self._gradient_versions()
 
-    def _gradient_versions(self) -> list[tuple[int, int]]:
+    def _gradient_versions(self) -> list[tuple[int, int, int]]:
         grads = [parameter.grad for parameter in self.module.parameters()]
-        return [(id(grad), 0 if grad is None else grad._version) for grad in grads]
+        return [(0, 0, 0) if grad is None else (id(grad), grad._version, storage_of(grad)) for grad in grads]
 
     @property
     def is_window_whole(self) -> bool:

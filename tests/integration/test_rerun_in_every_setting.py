@@ -220,17 +220,29 @@ def test_hooks_are_called_once_for_a_step_that_was_run_again() -> None:
 class Doubling(Callback):
     """Edits gradients in place."""
 
+    def __init__(self, edit: Callable[[Any], Any]) -> None:
+        self.edit = edit
+
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         for parameter in pl_module.parameters():
-            parameter.grad.mul_(2)
+            self.edit(parameter)
 
 
-def test_a_hook_that_edits_gradients_edits_those_of_the_last_run() -> None:
-    retried = train(Regression, max_traced=20, callbacks=[Doubling()])
+EDITS: dict[str, Callable[[Any], Any]] = {
+    "in place": lambda parameter: parameter.grad.mul_(2),
+    "through data": lambda parameter: parameter.grad.data.mul_(2),
+    "new data": lambda parameter: setattr(parameter.grad, "data", parameter.grad * 2),
+    "new": lambda parameter: setattr(parameter, "grad", parameter.grad * 2),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_hook_that_edits_gradients_edits_those_of_the_last_run(edit: str) -> None:
+    retried = train(Regression, max_traced=20, callbacks=[Doubling(EDITS[edit])])
     assert retried.plugin.retried_steps
     assert retried.traced
     scaling = LossScaling(init_scale=retried.plugin.loss_scale)
-    right_at_once = train(Regression, max_traced=20, scaling=scaling, callbacks=[Doubling()])
+    right_at_once = train(Regression, max_traced=20, scaling=scaling, callbacks=[Doubling(EDITS[edit])])
     equal(retried.model.state_dict(), right_at_once.model.state_dict())
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mp_plugin.copy_on_write import CopyOnWrite
+from mp_plugin.copy_on_write import CopyOnWrite, WriteWatch
 
 
 def arange(count: int = 4) -> torch.Tensor:
@@ -117,3 +117,20 @@ def test_tensors_without_plain_memory_are_let_through() -> None:
         torch.eye(2).to_sparse_csr()
         torch.zeros(2, device="meta").add_(1)
     assert sparse.to_dense()[0, 0] == 2
+
+
+@pytest.mark.parametrize(
+    ("write", "is_seen"),
+    [
+        (lambda each: each.data.mul_(2), True),
+        (lambda each: each[1:].zero_(), True),
+        (lambda each: torch._foreach_mul_([each], 2), True),
+        (lambda each: each.mul(2).add_(1), False),
+        (lambda each: torch.ones_like(each).copy_(each), False),
+    ],
+)
+def test_a_watch_sees_writes_to_its_tensors_only(write: Any, is_seen: bool) -> None:
+    tensor = arange()
+    with WriteWatch([tensor]) as watch:
+        write(tensor)
+    assert watch.saw_write == is_seen
