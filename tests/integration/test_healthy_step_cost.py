@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mp_plugin import AdaptivePrecision, LossScaling
-from tests.helpers.training import Regression, quiet_trainer, regression_data
+from mp_plugin import AdaptivePrecision, LossScaling, Telemetry
+from tests.helpers.training import Regression, infinite_at, quiet_trainer, regression_data
 
 SYNCS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "_unique2", "masked_select"}
 """Operators that wait for the device, because the host has to know."""
@@ -25,8 +25,8 @@ class Watched(Regression):
         super().__init__(**options)
         self.net.insert(1, torch.nn.BatchNorm1d(16))
 
-    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        return torch.nn.functional.mse_loss(self.net(batch[0]).float(), batch[1])
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> Any:
+        return self.fault(torch.nn.functional.mse_loss(self.net(batch[0]).float(), batch[1]), batch_idx)
 
 
 class Operators(TorchDispatchMode):
@@ -112,3 +112,74 @@ def test_without_a_loss_scale_the_check_is_one_more_read() -> None:
 def test_buffers_are_copied_in_one_launch_per_dtype() -> None:
     """BatchNorm holds two fp32 tensors and an integer counter."""
     assert count(AdaptivePrecision("fp16"), torch.optim.SGD).all["_foreach_copy_"] == 2
+
+
+# What a whole batch runs beyond stock, by operator and reason.
+BUFFERS = {"_foreach_copy_": 2}  # the last good ones, one launch per dtype
+REMEMBERED_LOSS = {"detach": 1}  # for a step that has to be explained; a view, nothing is computed
+BEYOND_STOCK = {
+    # The scale is moved on the host, and the verdict read without a sync where it lies on the CPU.
+    "fp16": BUFFERS | {"full_like": 1, "maximum": 1, "view": 2, "zeros": 2, "detach": 2},
+    # Stock looks at nothing: one norm of all gradients, whether it is finite, and a number to read.
+    "bf16": BUFFERS
+    | {"_foreach_norm": 1, "stack": 1, "abs": 1, "ne": 1, "eq": 1, "mul": 1, "all": 1, "ones": 1, "bitwise_and_": 1}
+    | {"bitwise_not": 1, "_to_copy": 1, "view": 2, "detach": 1 + REMEMBERED_LOSS["detach"]},
+}
+BEYOND_STOCK["fp32"] = BEYOND_STOCK["bf16"]
+STOCK: dict[str, Any] = {"fp16": stock, "bf16": lambda: MixedPrecision("bf16-mixed", "cpu"), "fp32": Precision}
+
+
+@pytest.mark.parametrize("precision", BEYOND_STOCK)
+def test_every_operator_beyond_stock_is_known(precision: str) -> None:
+    ours = count(AdaptivePrecision(precision), torch.optim.AdamW).all
+    assert dict(ours - count(STOCK[precision](), torch.optim.AdamW).all) == BEYOND_STOCK[precision]
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {}], ids=str)
+@pytest.mark.parametrize("precision", BEYOND_STOCK)
+def test_nobody_pays_for_explanations_but_the_incident(precision: str, options: dict[str, Any]) -> None:
+    """With and without them, and after an incident that was explained, a step runs the same operators."""
+    without = AdaptivePrecision(precision, telemetry=Telemetry(max_traced=0))
+    expected = count(without, torch.optim.AdamW, **options).all
+    assert count(AdaptivePrecision(precision), torch.optim.AdamW, **options).all == expected
+    plugin = AdaptivePrecision(precision)
+    assert count(plugin, torch.optim.AdamW, fault=infinite_at(1), **options).all == expected
+    assert [incident.traced for incident in plugin.incidents if incident.batch_idx <= COUNTED_BATCH] == [True]
+
+
+class Unwatched(Watched):
+    """Looks for whatever might watch it, in both passes of each batch but a spoiled one that is run again."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.own = {path: self.hooks_of(module) for path, module in self.named_modules()}
+        self.looked = 0
+
+    def hooks_of(self, module: torch.nn.Module) -> int:
+        return sum(len(value) for name, value in vars(module).items() if name.endswith("_hooks"))
+
+    def look(self) -> None:
+        start: Any = self.trainer.precision_plugin.start
+        # Where a batch may be run again, the first call of `on_after_backward` is watched: does it edit gradients?
+        if not start.is_rehearsing and (start.retries == 0 or self.trainer.fit_loop.batch_idx > 0):
+            self.looked += 1
+            assert {path: self.hooks_of(module) for path, module in self.named_modules()} == self.own
+            assert torch._C._len_torch_dispatch_stack() == 0
+            assert torch._dynamo.eval_frame._stance.stance == "default"
+            assert "log" not in vars(self)
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> Any:
+        self.look()
+        return super().training_step(batch, batch_idx)
+
+    def on_after_backward(self) -> None:
+        self.look()
+
+
+@pytest.mark.parametrize("precision", BEYOND_STOCK)
+def test_no_hook_is_installed_in_a_healthy_step(precision: str) -> None:
+    scaling = LossScaling(init_scale=2**8) if precision == "fp16" else None
+    plugin, model = AdaptivePrecision(precision, scaling=scaling), Unwatched(fault=infinite_at(2, 5))
+    quiet_trainer(plugins=[plugin]).fit(model, regression_data())
+    assert [incident.traced for incident in plugin.incidents] == [True, False]
+    assert model.looked == (16 if precision != "fp16" else 14)
