@@ -144,9 +144,9 @@ def _count(name: str, value: Any, lowest: int) -> int:
 
 
 def _path(name: str, value: Any) -> str:
-    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    path = os.path.expanduser(value) if isinstance(value, str | os.PathLike) else None
     # An empty one would mean the current directory, and usually comes from a variable that is not set.
-    if not isinstance(path, str) or not path:
+    if not isinstance(path, str) or not path.strip():
         raise ConfigError(f"{name}={value!r} is not accepted; accepted: a path that is not empty, or None.")
     return path
 

@@ -1,26 +1,23 @@
 """Explain why the gradients of a step are not finite: gather evidence, find the origin, decide the cause."""
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import lightning.pytorch as pl
-from torch import Tensor
 from torch.optim import Optimizer
 
 from mp_plugin.config import Telemetry
+from mp_plugin.evidence import gather_evidence, tidy
 from mp_plugin.finding import Finding, find_live, is_backward_finite, is_forward_finite_in_fp32, trace_step
-from mp_plugin.live_trace import LiveTrace
-from mp_plugin.scaling.blame import blame_weights
+from mp_plugin.live_trace import ARMED_STEPS, LiveTrace
 from mp_plugin.scaling.guard import Explanation, StepGuard
 from mp_plugin.scaling.verdict import gather, gradients
-from mp_plugin.step_start import MicroBatch, StepStart
-from mp_plugin.telemetry.batch_report import non_finite_parts
+from mp_plugin.step_start import StepStart
 from mp_plugin.telemetry.cause import Evidence, decide_cause
-from mp_plugin.telemetry.events import Cause, Direction, Incident
+from mp_plugin.telemetry.events import Cause, Direction, Incident, Signature
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +41,7 @@ class Explainer:
         self._guard = guard
         self._telemetry = telemetry
         self._is_mixed = is_mixed
-        self._has_failed = False
+        self._has_failed = self._has_armed = False
         self.live: LiveTrace | None = None
 
     def explain(self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None) -> Explanation:
@@ -57,7 +54,7 @@ class Explainer:
         """
         # What a step took out of its batch is looked at too.
         can_run_again = start is not None and start.can_run_again and bool(start.window) and start.restore_batches()
-        evidence, known = self._cheap_evidence(optimizer, module, start)
+        evidence, known = gather_evidence(self._guard, optimizer, module, start, self._on_all_ranks)
         if start is None or self._telemetry.max_traced == 0:
             return self._untraced(known, evidence, "off")
         if not all(gather(can_run_again)):
@@ -108,7 +105,8 @@ class Explainer:
         if live is None or live.is_empty:
             if live is None and self._guard.record.traces >= self._telemetry.max_traced:
                 return self._untraced(known, evidence, "budget")
-            self.live = live or LiveTrace(module)
+            if live is None:
+                self._arm(module)
             evidence["missing"].append("this step cannot be run again; the next ones are traced as they happen")
             return self._untraced(known, evidence, "no closure")
         self.live = None
@@ -118,43 +116,24 @@ class Explainer:
         if finding is None:
             evidence["missing"].append("the armed probes saw no origin")
             return self._untraced(known, evidence, "not reproduced")
-        return self._traced(finding, rank, known, evidence)
+        explanation = self._traced(finding, rank, known, evidence)
+        is_known = _signature(finding) in self._guard.record.known
+        return repeated(explanation) if is_known else explanation
+
+    def _arm(self, module: "pl.LightningModule") -> None:
+        self.live = LiveTrace(module)
+        if module.trainer.is_global_zero and not self._has_armed:
+            self._has_armed = True
+            message = (
+                "A step like this cannot be run again: the next ones, %d at most, are traced as they happen, slowly."
+            )
+            log.warning(message, ARMED_STEPS)
 
     # Evidence and decisions.
 
-    def _cheap_evidence(
-        self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None
-    ) -> tuple[Explanation, Evidence]:
-        """Look at batches, weights and losses, on all ranks; nothing is run again."""
-        evidence: Explanation = {"missing": []}
-        window = start.window if start is not None else []
-        batches = self._on_all_ranks(lambda: _non_finite_batches(window), evidence)
-        batch = [{**part, "rank": rank} for rank, parts in enumerate(batches) for part in parts or []]
-        lost = blame_weights(optimizer, module)
-        losses = [loss.float() for loss in self._guard.losses]
-        scaled = [loss * self._guard.loss_scale for loss in losses]
-        known = Evidence(
-            batch_finite=not batch if window and None not in batches else None,
-            weights_finite=not lost.parameters,
-            loss_finite=_all_finite(losses),
-            scaled_loss_finite=_all_finite(scaled),
-        )
-        evidence |= {
-            "batch_finite": known.batch_finite,
-            "weights_finite": known.weights_finite,
-            "loss_finite": known.loss_finite,
-            "batch": batch,
-        }
-        if lost.parameters:
-            evidence |= {"weights": list(lost.parameters), "weights_rank": lost.rank}
-        if losses:
-            loss = float(losses[-1].sum())
-            evidence["loss"] = loss if math.isfinite(loss) else str(loss)  # JSON has no number for it
-        return evidence, known
-
     def _untraced(self, known: Evidence, evidence: Explanation, why: str) -> Explanation:
         cause = decide_cause(known)
-        return {"cause": cause, **_bad_batch(cause, evidence), "evidence": _tidy({**evidence, "untraced": why})}
+        return {"cause": cause, **_bad_batch(cause, evidence), "evidence": tidy({**evidence, "untraced": why})}
 
     def _traced(self, finding: Finding, rank: int, known: Evidence, evidence: Explanation) -> Explanation:
         direction = finding.origin["direction"]
@@ -167,7 +146,7 @@ class Explainer:
         )
         cause = decide_cause(known)
         evidence |= {"forward_finite": cause in (Cause.loss, Cause.backward), "exact_amax": finding.exact_amax}
-        evidence["ran_at"] = finding.ran_at
+        evidence |= {"ran_at": finding.ran_at, "tensor": finding.name}
         if finding.there_before == "weights":
             evidence["weights_finite"] = False
             evidence["weights"] = list(dict.fromkeys([*evidence.get("weights", []), finding.name]))
@@ -181,7 +160,7 @@ class Explainer:
             "batch_idx": finding.batch_idx,
             "rank": evidence.get("weights_rank", rank) if cause is Cause.weights else rank,
             "traced": True,
-            "evidence": _tidy(evidence),
+            "evidence": tidy(evidence),
         }
 
     def _repeat(self, start: StepStart, evidence: Explanation, known: Evidence) -> Explanation | None:
@@ -196,17 +175,17 @@ class Explainer:
             # A bad batch shows by itself.
             earlier = next((each for each in origins.values() if each.cause is Cause.data), None)
             if earlier is not None:
-                return {**_origin_of(earlier), **_bad_batch(Cause.data, evidence), "evidence": _tidy(evidence)}
+                return {**_origin_of(earlier), **_bad_batch(Cause.data, evidence), "evidence": tidy(evidence)}
         finding, rank = self._first(lambda: trace_step(start, self._guard.scaler, frozenset(origins)), evidence)
         if finding is None:
             return None
-        earlier = origins[finding.origin["operator"], finding.origin["location"], finding.origin["direction"]]
+        earlier = origins[_signature(finding)]
         return {
             **_origin_of(earlier),
             **finding.origin,
             "batch_idx": finding.batch_idx,
             "rank": rank,
-            "evidence": _tidy(evidence),
+            "evidence": tidy(evidence),
         }
 
     def _probe(self, start: StepStart, explanation: Explanation) -> None:
@@ -261,16 +240,6 @@ def repeated(explanation: Explanation) -> Explanation:
     return {**explanation, "traced": False, "evidence": evidence}
 
 
-def _non_finite_batches(window: Sequence[MicroBatch]) -> list[dict[str, Any]]:
-    return [{**part, "batch_idx": each.batch_idx} for each in window for part in non_finite_parts(each.batch)]
-
-
-def _all_finite(losses: Sequence[Tensor]) -> bool | None:
-    """Whether all losses of all ranks are finite; None if there are none."""
-    everywhere = gather((bool(losses), all(bool(loss.isfinite().all()) for loss in losses)))
-    return all(finite for _, finite in everywhere) if any(seen for seen, _ in everywhere) else None
-
-
 def _bad_batch(cause: Cause, evidence: Explanation) -> Explanation:
     """Say which batch is to blame, and whose, if one is."""
     if cause is not Cause.data or not evidence["batch"]:
@@ -278,12 +247,11 @@ def _bad_batch(cause: Cause, evidence: Explanation) -> Explanation:
     return {name: evidence["batch"][0][name] for name in ("batch_idx", "rank")}
 
 
+def _signature(finding: Finding) -> Signature:
+    return (finding.origin["operator"], finding.origin["location"], finding.origin["direction"])
+
+
 def _origin_of(incident: Incident) -> Explanation:
     """Return what an earlier incident tells of its origin."""
     names = ("cause", "kind", "dtype", "direction", "layer", "operator", "location", "amax_in", "amax_out", "reason")
     return {name: getattr(incident, name) for name in names}
-
-
-def _tidy(evidence: Explanation) -> Explanation:
-    """Leave out what is not known."""
-    return {name: value for name, value in evidence.items() if value is not None and value != []}

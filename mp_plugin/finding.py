@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,10 +19,15 @@ from mp_plugin.step_start import MicroBatch, StepStart
 from mp_plugin.telemetry.batch_report import tensors_by_path
 from mp_plugin.telemetry.events import Direction, Signature
 from mp_plugin.telemetry.layer_stack import LayerStack
-from mp_plugin.telemetry.origin import Origin, Source
+from mp_plugin.telemetry.origin import Origin, Source, Step
 from mp_plugin.telemetry.reason import diagnose
 from mp_plugin.telemetry.trace import Trace
 from mp_plugin.telemetry.writers import storage_of
+
+CONSTANT = "aten.lift_fresh.default"
+"""What takes in a Python number as a tensor."""
+
+CASTS = frozenset({"aten._to_copy.default", "aten.copy_.default"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +40,7 @@ class Finding:
     there_before: str | None = None
     """`batch` or `weights`, if the numbers were there before the step."""
     name: str | None = None
-    """Of the tensor that held them: a path into the batch, or a parameter's or buffer's name."""
+    """Of the tensor that held them, or that was cast: a path into the batch, or a parameter's or buffer's name."""
     in_scaling: bool = False
     """Whether only the product of loss and scale overflowed."""
     exact_amax: float | None = None
@@ -122,8 +128,8 @@ def _find(
 ) -> Finding | None:
     if trace.only is not None:
         # Of what was not watched nothing is known: only finite inputs, or masks, speak for themselves.
-        own = (place for place, step in enumerate(trace.steps) if all(each.is_mask for each in step.sources))
-        return next((_of_step(trace, place, batch) for place in own if trace.steps[place].is_maker), None)
+        own = (place for place, step in enumerate(trace.steps) if _is_own(step))
+        return next((_of_step(module, trace, place, batch) for place in own), None)
     if loss is None or scaled is None:
         return None
     if is_finite(loss) is False:
@@ -147,13 +153,15 @@ def _describe(
     # What comes back from the other ranks went out before: the first operator that was given finite numbers only.
     own = (place for place, step in enumerate(trace.steps) if step.is_maker and not step.sources and not step.is_given)
     first = next(own, None)
-    return found if first is None else _of_step(trace, first, batch)
+    return found if first is None else _of_step(module, trace, first, batch)
 
 
 def _of_origin(module: "pl.LightningModule", trace: Trace, batch: MicroBatch, origin: Origin) -> Finding:
-    found = _of_step(trace, origin.step, batch)
+    found = _of_step(module, trace, origin.step, batch)
     if origin.source is None:
         return found
+    if trace.steps[origin.step].operator == CONSTANT:
+        return _replaced(found, reason="a constant that is not finite")
     where, name = _whose(module, batch, origin.source)
     kind = "nan" if origin.source.has_nan else "inf"
     if where is None:
@@ -163,7 +171,11 @@ def _of_origin(module: "pl.LightningModule", trace: Trace, batch: MicroBatch, or
     return _replaced(found, there_before=where, name=name, reason=holds, kind=kind)
 
 
-def _of_step(trace: Trace, place: int, batch: MicroBatch) -> Finding:
+def _is_own(step: Step) -> bool:
+    return step.operator == CONSTANT or (step.is_maker and all(each.is_mask for each in step.sources))
+
+
+def _of_step(module: "pl.LightningModule", trace: Trace, place: int, batch: MicroBatch) -> Finding:
     step = trace.steps[place]
     origin: dict[str, Any] = {
         "operator": step.operator,
@@ -172,13 +184,17 @@ def _of_step(trace: Trace, place: int, batch: MicroBatch) -> Finding:
         "direction": step.direction,
         "kind": "nan" if step.makes_nan else "inf",
     }
-    exact = None
+    exact, name = None, None
     if step.call is not None:
         diagnosis = diagnose(step.call.operator, step.call.args, step.call.kwargs, step.call.output)
         origin |= {"dtype": diagnosis.dtype, "amax_in": diagnosis.amax_in, "amax_out": diagnosis.amax_out}
         origin |= {"reason": diagnosis.reason}
         exact = diagnosis.exact_amax
-    return Finding(batch_idx=batch.batch_idx, origin=origin, exact_amax=exact, ran_at=step.ran_at)
+        if step.operator in CASTS and step.call.args:
+            # Which tensor is cast, a line of code that calls a layer does not tell.
+            _, name = _owner(module, batch, storage_of(step.call.args[0]))
+            origin["reason"] += f", in {name}" if name else ""
+    return Finding(batch_idx=batch.batch_idx, origin=origin, name=name, exact_amax=exact, ran_at=step.ran_at)
 
 
 def _replaced(found: Finding, *, there_before: str | None = None, name: str | None = None, **origin: Any) -> Finding:
@@ -186,16 +202,22 @@ def _replaced(found: Finding, *, there_before: str | None = None, name: str | No
 
 
 def _whose(module: "pl.LightningModule", batch: MicroBatch, source: Source) -> tuple[str | None, str | None]:
-    """Say what a tensor that was there before belongs to: batch or weights, and its name there."""
+    """Say what a non-finite tensor that was there before belongs to: batch or weights, and its name there."""
+    where, name = _owner(module, batch, source.storage)
+    # -Inf in a buffer is a mask.
+    is_mask = (
+        source.is_mask and where == "weights" and name not in {plain_name(n) for n, _ in module.named_parameters()}
+    )
+    return (None, None) if is_mask else (where, name)
+
+
+def _owner(module: "pl.LightningModule", batch: MicroBatch, storage: int) -> tuple[str | None, str | None]:
+    """Return what some memory belongs to, `batch` or `weights`, and its name there."""
     for path, tensor in tensors_by_path(batch.batch):
-        if storage_of(tensor) == source.storage:
+        if storage_of(tensor) == storage:
             return "batch", path
-    for name, parameter in module.named_parameters():
-        if storage_of(parameter) == source.storage:
-            return "weights", plain_name(name)
-    for name, buffer in module.named_buffers():
-        # -Inf in a buffer is a mask.
-        if storage_of(buffer) == source.storage and not source.is_mask:
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if storage_of(tensor) == storage:
             return "weights", plain_name(name)
     return None, None
 

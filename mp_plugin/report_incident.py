@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class IncidentReporter:
     """Report each incident of a fit, once it is known how it ended; all ranks together, rank 0 writes.
 
-    Every incident gets a line in `telemetry/incidents.jsonl`; one that was traced also a panel and an alert and, if
-    `Telemetry.keep_batches` says so, its batch in a file. Nothing is written in a `fast_dev_run`.
+    Every incident gets a line in `telemetry/incidents.jsonl`; one that was traced, be it in vain, a panel and an alert,
+    and its batch in a file, if `Telemetry.keep_batches` says so. Nothing is written in a `fast_dev_run`.
     """
 
     def __init__(self, trainer: "pl.Trainer", plugin: "AdaptivePrecision") -> None:
@@ -38,12 +38,13 @@ class IncidentReporter:
     def __call__(self, incident: Incident) -> None:
         """Report an incident."""
         self._locate()
-        extra = self._save_batch(incident) if incident.traced else {}
+        is_traced = incident.traced or incident.evidence.get("untraced") == "not reproduced"
+        extra = self._save_batch(incident) if is_traced else {}
         if not self._trainer.is_global_zero:
             return
         if self._log is not None:
             self._log.append(incident, **extra)
-        if incident.traced:
+        if is_traced:
             console_of(self._trainer).print(incident_panel(incident))
             self._alerts.send(self._trainer, incident)
 
@@ -74,7 +75,8 @@ class IncidentReporter:
                 step=incident.step,
                 rank=incident.rank,
                 random_state=batch.random_state,
-                plugin_state=self._plugin.state_dict(),
+                # As it was then: the scale may have been lowered since.
+                plugin_state={**self._plugin.state_dict(), "scale": incident.loss_scale},
             )
         saved = next((each for each in gather(file) if each is not None), None)
         return {} if saved is None else {"batch_file": saved}

@@ -56,6 +56,7 @@ class StepStart:
         """Whether that hook has written to gradients, so that they are not right without it."""
         self._writes_through_data: bool | None = None
         self._is_marked = False
+        self._counters: dict[str, Any] = {}
 
     @property
     def retries(self) -> int:
@@ -83,6 +84,7 @@ class StepStart:
             return
         self._is_marked = True
         self.buffers.save()
+        self._counters = _counters_of(self.module)
 
     def done(self) -> None:
         """The step was taken or skipped: the next forward pass begins a new one."""
@@ -93,6 +95,8 @@ class StepStart:
     def rehearsal(self) -> Iterator[None]:
         """Forward passes in this block are no part of the training."""
         self.is_rehearsing = True
+        # Whoever remembers what a module keeps puts them back afterwards.
+        vars(self.module).update(self._counters)
         try:
             yield
         finally:
@@ -146,3 +150,8 @@ class StepStart:
         self.buffers.restore()
         if self.window and self.window[0].random_state is not None:
             self.window[0].random_state.restore()
+
+
+def _counters_of(module: "pl.LightningModule") -> dict[str, Any]:
+    """Return the numbers that a module keeps as attributes: a training step counts with them, and warms up by them."""
+    return {name: value for name, value in vars(module).items() if type(value) in (bool, int, float)}

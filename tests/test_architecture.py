@@ -19,7 +19,17 @@ FLOORS = (
     {"numerics"},
     {"scaling", "fallback", "telemetry", "copy_on_write"},
     {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks", "alerts"}
-    | {"step_start", "rehearsal", "finding", "live_trace", "explain", "module_state", "report_incident", "run_view"},
+    | {
+        "step_start",
+        "rehearsal",
+        "finding",
+        "live_trace",
+        "explain",
+        "evidence",
+        "module_state",
+        "report_incident",
+        "run_view",
+    },
     {"report", "compare", "cli", "doctor"},
 )
 LIGHTNING_FLOOR = 3

@@ -18,6 +18,7 @@ from mp_plugin.numerics.grad_stats import all_finite
 from mp_plugin.scaling.blame import blame_gradients
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import Verdict, agree, gradients, home_device
+from mp_plugin.telemetry.cause import is_beyond_any_scale
 from mp_plugin.telemetry.events import Action, Cause, Incident
 from mp_plugin.telemetry.record import RunRecord
 
@@ -123,7 +124,8 @@ class StepGuard:
 
     def is_scale_to_blame(self, explanation: Explanation) -> bool:
         """Whether a lower loss scale could cure what was explained so."""
-        return self.scaler is not None and explanation.get("cause") in (Cause.loss, Cause.backward, Cause.unknown)
+        is_curable = explanation.get("cause") in (Cause.loss, Cause.backward, Cause.unknown)
+        return self.scaler is not None and is_curable and not is_beyond_any_scale(explanation.get("reason"))
 
     def back_off(self, optimizer: Optimizer, model: Module, where: Where, explanation: Explanation) -> Incident:
         """Record the overflow and lower the scale at once, so that the batch can be run again."""
@@ -224,6 +226,8 @@ class StepGuard:
     def _consequence(self, action: Action) -> str:
         if action is Action.zeroed:
             return "gradients of the second closure call zeroed"
+        if action is Action.raise_:
+            return "run stopped"
         if self.scaler is None or action not in (Action.backoff, Action.retry):
             return "step skipped"
         lowered = f"loss scale lowered to {self.scaler.state_if_overflowed().scale:,.15g}"

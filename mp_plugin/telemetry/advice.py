@@ -17,19 +17,19 @@ REMEDIES = (
         r"outside \[|below -?1$|1 \+ x|logit of|atanh of|erfinv of|gamma of",
         "Clamp the input to where the function is finite.",
     ),
-    (r"logarithm of zero", "Clamp the input away from zero, such as x.clamp(min=1e-6)."),
+    (r"logarithm of zero", "Use log_softmax, logsigmoid or logsumexp, or clamp in fp32: x.float().clamp(min=1e-6)."),
     (r"logarithm of a negative", "Find out why the input is below zero, or clamp it to a small positive number."),
     (r"square root of", "Add an eps under the root, or clamp its input to at least an eps."),
     (r"variance of a single|no elements|no targets", "Leave out of the loss what has too few elements or no targets."),
-    (r"0/0|by zero", "Add an eps to the divisor, in fp16 at least 1e-4, or clamp it away from zero."),
+    (r"0/0|by zero", "Add an eps to the divisor (1e-4 or more in fp16), or clamp it away from zero."),
     (r"fractional power of a negative", "Clamp the base to at least zero, or raise its absolute value instead."),
     (r"nothing was written to", "Fill that memory before it is used: torch.zeros instead of torch.empty."),
-    (r"a constant", "Replace that constant by a large finite number."),
+    (r"a constant", "Replace that constant by a finite number."),
     (r"inf/inf|inf - inf|0 \* inf|of inf", "Look for the infinite constant that went in, often a mask."),
 )
 """What helps against a reason, known by its words; the first that is found counts."""
 
-OUT_OF_RANGE = r"overflow|out of the range"
+OUT_OF_RANGE = r"overflow"
 BY_ZERO = r"0/0|by zero|0 \* inf|inf - inf"
 LOWER_SCALE = "Let the loss scale go lower, by LossScaling.min_scale, or init_scale of a static one"
 INFINITE_DERIVATIVE = (
@@ -47,7 +47,7 @@ def advice(incident: Incident) -> str:
         ...     dtype="fp32", action=Action.skip, cause=Cause.forward, operator="aten.log.default",
         ...     reason="logarithm of zero")
         >>> advice(incident)
-        'Clamp the input away from zero, such as x.clamp(min=1e-6).'
+        'Use log_softmax, logsigmoid or logsumexp, or clamp in fp32: x.float().clamp(min=1e-6).'
     """
     if incident.cause is Cause.data:
         return _data(incident)
@@ -84,10 +84,12 @@ def _part(part: Mapping[str, Any]) -> str:
 def _weights(incident: Incident) -> str:
     names = list(incident.evidence.get("weights", []))
     listed = f" {', '.join(names[:LISTED_PARTS])}{' ...' if len(names) > LISTED_PARTS else ''}" if names else " them"
-    return f"Go back to a checkpoint from before this step. Then look for what writes to{listed} between steps."
+    return f"Go back to a checkpoint from before this step. Then look for what writes to{listed}."
 
 
 def _loss(incident: Incident) -> str:
+    if incident.evidence.get("backward_finite_at_lower_scale") is False:
+        return "No loss scale is low enough: make the loss smaller, by a mean instead of a sum, or its terms."
     if _is_scale_lowered(incident):
         return "Nothing: the loss scale was lowered. If it recurs, set a lower LossScaling.max_scale."
     return f"{LOWER_SCALE}, or make the loss smaller: a mean instead of a sum."
@@ -98,6 +100,10 @@ def _forward(incident: Incident) -> str:
         return "Subtract the maximum before the exponential, as softmax and logsumexp do, or clamp its input."
     if incident.dtype != "fp16" or incident.evidence.get("forward_finite_in_fp32") is False:
         return "More range is no help: look for activations that grow, a high learning rate, a missing norm."
+    tensor = incident.evidence.get("tensor")
+    if tensor is not None:
+        grown = "Normalise it" if tensor.startswith("batch") else "It has grown: lower the learning rate"
+        return f"Look at {tensor}, which is cast to fp16 here. {grown}, or use bf16, which has the range of fp32."
     layer = incident.layer or "this line"
     return f"Use bf16, which has the range of fp32, or run {layer} in fp32, with autocast disabled around it."
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class BatchFolder:
         random_state: RandomState | None,
         plugin_state: dict[str, Any],
     ) -> str | None:
-        """Save a batch; a second one of the same step and rank replaces the first. Copies from the device, a sync.
+        """Save a batch, beside what another run has left there. Copies from the device, a sync.
 
         Args:
             batch: what `training_step` was given.
@@ -55,7 +56,7 @@ class BatchFolder:
         """
         if self._is_broken:
             return None
-        file = self.path / f"step-{step:06d}-rank{rank}.pt"
+        file = self._unused(f"step-{step:06d}-rank{rank}")
         temporary = file.with_suffix(".tmp")
         try:
             plain_batch, not_saved = to_plain(batch, "batch")
@@ -81,3 +82,7 @@ class BatchFolder:
             log.warning("The batch of step %d cannot be saved (%s); no more batches of this run are.", step, reason)
             return None
         return file.relative_to(self.path.parent).as_posix()
+
+    def _unused(self, name: str) -> Path:
+        names = chain([name], (f"{name}-{number}" for number in count(2)))
+        return next(file for each in names if not (file := self.path / f"{each}.pt").exists())

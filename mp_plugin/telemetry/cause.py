@@ -1,5 +1,6 @@
 """From evidence to the one cause of an incident."""
 
+import re
 from dataclasses import dataclass
 
 from mp_plugin.telemetry.events import Cause, Direction
@@ -23,6 +24,16 @@ class Evidence:
     """The trace led to the product of loss and scale."""
     direction: Direction | None = None
     """The pass in which the traced origin ran; None without one."""
+
+
+def is_beyond_any_scale(reason: str | None) -> bool:
+    """Whether no loss scale changes what an operator did: a division by zero is one for every numerator.
+
+    Example:
+        >>> is_beyond_any_scale("invalid: 0/0"), is_beyond_any_scale("overflow: 131,072 is beyond the largest ...")
+        (True, False)
+    """
+    return reason is not None and re.search(r"0/0|by zero", reason) is not None
 
 
 def decide_cause(evidence: Evidence) -> Cause:

@@ -111,7 +111,7 @@ def _beyond(exact: float, dtype: torch.dtype) -> str:
     if exact > largest:
         return f"overflow: {readable(exact)} is beyond {_largest(dtype)}"
     # A norm, whose squares are beyond it; an epsilon that is zero in fp16.
-    return f"out of the range of {format_name(dtype)} on the way to a result that is not, {readable(exact)} at most"
+    return f"an overflow inside the operator, whose result, {readable(exact)}, would fit {format_name(dtype)}"
 
 
 def _largest(dtype: torch.dtype) -> str:

@@ -19,10 +19,11 @@ LINE_VERSION = 1
 class IncidentLog:
     """Append each incident to `telemetry/incidents.jsonl`, complete before training goes on.
 
-    Every line stands for itself. The file is opened and closed for each one, so that a killed process loses none. It is
-    not synced to the disk itself: only a machine that loses its power can lose the last ones, and a sync costs up to
-    seconds on a shared file system, at every incident of a run that may have thousands. Trouble with the disk never
-    stops a run: it is told once, and nothing more is written.
+    Every line stands for itself; its `run`, the time when the log was opened, tells the runs in one file apart. The
+    file is opened and closed for each line, so that a killed process loses none. It is not synced to the disk itself:
+    only a machine that loses its power can lose the last ones, and a sync costs up to seconds on a shared file system,
+    at every incident of a run that may have thousands. Trouble with the disk never stops a run: it is told once, and
+    nothing more is written.
 
     Args:
         directory: of the run; `telemetry/` below it is created by the first incident.
@@ -35,6 +36,7 @@ class IncidentLog:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.path = Path(directory) / "telemetry" / "incidents.jsonl"
         self._is_broken = False
+        self._run = _now()
 
     def append(self, incident: Incident, **extra: Any) -> None:
         """Write an incident.
@@ -45,11 +47,9 @@ class IncidentLog:
         """
         if self._is_broken:
             return
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        head = {"version": LINE_VERSION, "run": self._run, "time": _now()}
         try:
-            line = json.dumps(
-                {"version": LINE_VERSION, "time": now, **incident.as_dict(), **extra}, allow_nan=False, default=repr
-            )
+            line = json.dumps({**head, **incident.as_dict(), **extra}, allow_nan=False, default=repr)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
                 file.write(b"\n" * _is_torn(file) + line.encode() + b"\n")
@@ -83,6 +83,10 @@ def read_incidents(path: str | os.PathLike[str]) -> list[Incident]:
         except (KeyError, TypeError, ValueError) as error:
             raise TelemetryError(f"{place} is not an incident ({error!r}).") from error
     return incidents
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _is_torn(file: Any) -> bool:

@@ -42,14 +42,19 @@ def test_a_saved_batch_has_what_it_takes_to_run_it_again(tmp_path: Path) -> None
     assert [path.name for path in folder.path.iterdir()] == ["step-000120-rank0.pt"]
 
 
-def test_steps_and_ranks_have_their_own_files_and_a_second_batch_of_both_replaces_the_first(tmp_path: Path) -> None:
+def test_steps_and_ranks_have_their_own_files_and_nothing_is_overwritten(tmp_path: Path) -> None:
     folder = BatchFolder(tmp_path)
     save(folder, 1)
     save(folder, 2, rank=1)
     save(folder, 3, step=1_234_567, random_state=None)
     save(folder, 4)
     batches = {path.name: torch.load(path, weights_only=True)["batch"] for path in folder.path.iterdir()}
-    assert batches == {"step-000120-rank0.pt": 4, "step-000120-rank1.pt": 2, "step-1234567-rank0.pt": 3}
+    assert batches == {
+        "step-000120-rank0.pt": 1,
+        "step-000120-rank1.pt": 2,
+        "step-1234567-rank0.pt": 3,
+        "step-000120-rank0-2.pt": 4,
+    }
 
 
 def test_trouble_with_the_disk_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -100,7 +100,7 @@ def test_numbers_beyond_the_format_on_the_way() -> None:
     found = ran(aten.logit.default, fp16(1.0), 1e-6)
     # 1 - 1e-6 is 1 in fp16; in float64 its logit is finite.
     assert found.exact_amax == pytest.approx(math.log((1 - 1e-6) / 1e-6))
-    assert found.reason == "out of the range of fp16 on the way to a result that is not, 13.8 at most"
+    assert found.reason == "an overflow inside the operator, whose result, 13.8, would fit fp16"
     assert not found.is_overflow
 
 
