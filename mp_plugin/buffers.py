@@ -6,7 +6,6 @@ that back, and a NaN in them stays for the rest of the run.
 
 import logging
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import chain
@@ -74,13 +73,6 @@ class LastGoodBuffers:
             self._choose()
         for buffers, copies in self._groups.values():
             torch._foreach_copy_(copies, buffers)
-
-    def whole_copy(self) -> "LastGoodBuffers":
-        """Return another copy, as the buffers are now, of any size."""
-        copy = LastGoodBuffers(self._module, largest_copy=sys.maxsize)
-        copy._told = self._told
-        copy.save()
-        return copy
 
     def restore(self) -> None:
         """Put the copy back."""

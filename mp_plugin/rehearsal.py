@@ -30,7 +30,6 @@ def rehearsal(start: StepStart) -> Iterator[None]:
     module = start.module
     with ExitStack() as undo:
         undo.callback(capture_random_state(module.device))
-        undo.callback(start.buffers.whole_copy().restore)
         undo.enter_context(unchanged(module))
         undo.callback(_set_gradients_aside(module))
         undo.callback(_silence_loggers(module.trainer))

@@ -177,9 +177,12 @@ def test_a_watch_in_vain_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     class Once(Manual):
         poisoned = (1,)
 
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.is_armed = self.trainer.precision_plugin.explainer.live is not None  # type: ignore[union-attr]
+
     twin = train(Once, max_traced=20, precision="fp32")
     assert [place for place, each in enumerate(twin.model.watched) if each] == [2, 3, 4]
-    assert twin.plugin.explainer.live is None
+    assert not twin.model.is_armed, "what it holds is let go"
 
 
 def test_the_last_watched_step_counts(monkeypatch: pytest.MonkeyPatch) -> None:

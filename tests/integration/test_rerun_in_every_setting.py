@@ -313,17 +313,36 @@ class SharpnessAware(torch.optim.SGD):
     """Calls its closure twice."""
 
     def step(self, closure: Any) -> Any:  # type: ignore[override]
-        with torch.enable_grad():
-            closure()
+        closure()
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         moves = [0.05 * parameter.grad for parameter in parameters]
         with torch.no_grad():
             torch._foreach_add_(parameters, moves)
-            with torch.enable_grad():
-                result = closure()
+            result = closure()
             torch._foreach_sub_(parameters, moves)
         super().step()
         return result
+
+
+class WithoutGrad(SharpnessAware):
+    @torch.no_grad()
+    def step(self, closure: Any) -> Any:
+        return super().step(closure)
+
+
+class OverflowsAtLast(Net):
+    """In the backward pass of the second closure call of a step only."""
+
+    def __init__(self) -> None:
+        super().__init__(optimizer=WithoutGrad, lr=0.01)
+        self.passes: Counter[int] = Counter()
+
+    def compute(self, inputs: Tensor) -> Tensor:
+        place = self.trainer.fit_loop.batch_idx
+        self.passes[place] += 1
+        outputs = super().compute(inputs)
+        is_spoiled = place == POISONED - 1 and self.passes[place] > 1
+        return _ToInf.apply(outputs) if is_spoiled else outputs  # type: ignore[no-any-return, no-untyped-call]
 
 
 STEPS: dict[str, tuple[Callable[[], Net], str]] = {
@@ -333,6 +352,7 @@ STEPS: dict[str, tuple[Callable[[], Net], str]] = {
     "LBFGS": (lambda: Net(optimizer=torch.optim.LBFGS, max_iter=3, lr=0.01), "fp32"),
     "LBFGS, bf16": (lambda: Net(optimizer=torch.optim.LBFGS, max_iter=3, lr=0.01), "bf16"),
     "SAM": (lambda: Net(optimizer=SharpnessAware), "bf16"),
+    "SAM, second call": (OverflowsAtLast, "bf16"),
     "fused": (lambda: Net(fused=True), "fp16"),
 }
 
@@ -341,7 +361,9 @@ STEPS: dict[str, tuple[Callable[[], Net], str]] = {
 @pytest.mark.parametrize("name", STEPS)
 def test_steps(name: str) -> None:
     make, precision = STEPS[name]
-    same(*twins(make, precision=precision))
+    traced, plain = twins(make, precision=precision)
+    same(traced, plain)
+    assert len(traced.traced) == len({incident.signature for incident in traced.plugin.incidents})
 
 
 # More than one fit.

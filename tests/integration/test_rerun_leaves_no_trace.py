@@ -71,6 +71,7 @@ class Busy(Regression):
         self.register_buffer("numbers", torch.zeros(16, dtype=torch.long))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
         self.register_buffer("replaced", torch.zeros(3, dtype=torch.long))
+        self.register_buffer("unseen", torch.zeros(2))
         self.steps = torch.zeros(2, dtype=torch.long)
         self.history: dict[str, list[float]] = defaultdict(list)
         self.nested: dict[str, Any] = {"loss": [], "of": {"batch": deque(maxlen=3)}}
@@ -120,6 +121,7 @@ class Busy(Regression):
         self.counts[batch_idx % 4] += 1
         self.ratio *= 0.9
         self.steps += 1
+        self.unseen.numpy()[0] += 1  # no operator of torch
         place = int(self.pointer)
         self.queue[place * 1000 : place * 1000 + 1000] = loss
         self.numbers[place] = batch_idx + 1
