@@ -1,7 +1,7 @@
 """Which parts of a batch, and which of its samples, are not finite."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -43,16 +43,39 @@ def tensors_by_path(value: Any, path: str = "batch") -> Iterator[tuple[str, Tens
         >>> [path for path, _ in tensors_by_path([torch.ones(1), {"mask": torch.zeros(1)}])]
         ['batch[0]', "batch[1]['mask']"]
     """
+    yield from _walk(value, path, ())
+
+
+def _walk(value: Any, path: str, around: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from tensors_by_path(part, f"{path}[{key!r}]")
+        return
+    if type(value).__module__ == "numpy":
+        tensor = _from_numpy(value)
+        if tensor is not None:
+            yield path, tensor
+        return
+    if id(value) in around:  # a container that holds itself
+        return
+    around = (*around, id(value))
+    if isinstance(value, Mapping):
+        parts = ((f"[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, list | tuple):
-        for place, part in enumerate(value):
-            yield from tensors_by_path(part, f"{path}[{place}]")
+        parts = ((f"[{place}]", part) for place, part in enumerate(value))
     elif is_dataclass(value) and not isinstance(value, type):
-        for name, part in vars(value).items() if hasattr(value, "__dict__") else ():
-            yield from tensors_by_path(part, f"{path}.{name}")
-    elif type(value).__module__ == "numpy" and getattr(getattr(value, "dtype", None), "kind", "") == "f":
-        yield path, torch.as_tensor(value)
+        parts = ((f".{each.name}", getattr(value, each.name, None)) for each in fields(value))
+    else:
+        return
+    for step, part in parts:
+        yield from _walk(part, path + step, around)
+
+
+def _from_numpy(value: Any) -> Tensor | None:
+    """Return an array or a number of NumPy as a tensor; None if it holds none that can be NaN, or torch has no such."""
+    if getattr(getattr(value, "dtype", None), "kind", "") not in "fc":
+        return None
+    try:
+        # torch warns of memory that it must not write to.
+        return torch.as_tensor(value if value.flags.writeable else value.copy())
+    except (TypeError, ValueError):  # 80 bits, another byte order
+        return None

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,22 +38,29 @@ def kinds_in(tensor: Tensor) -> Kinds | None:
             return None
         if values.numel() == 0:
             return FINITE
-        # A sum is the cheapest of all reads, but not in half precision on a CPU.
-        if (values.itemsize > 2 or values.is_cuda) and math.isfinite(values.sum().item()):
-            return FINITE
-        return _kinds_of(values)
+        with _without_modes(values):
+            # A sum is the cheapest of all reads, but not in half precision on a CPU.
+            if (values.itemsize > 2 or values.is_cuda) and math.isfinite(values.sum().item()):
+                return FINITE
+            return _kinds_of(values)
     # Tensor subclasses may raise anything; a tensor that cannot be read is an answer here, not an error.
     except Exception:
         return None
 
 
+def _without_modes(values: Tensor) -> AbstractContextManager[Any]:
+    # Who watches or guards what the training does need not see this. Tensor subclasses compute by that way alone.
+    is_plain = type(values) in (Tensor, torch.nn.Parameter)
+    return torch._C._DisableTorchDispatch() if is_plain else nullcontext()
+
+
 def _kinds_of(values: Tensor) -> Kinds:
-    smallest, largest = (bound.item() for bound in values.aminmax())
+    smallest, largest = torch.stack(values.aminmax()).tolist()
     kinds = set()
     if math.isnan(largest):
         kinds.add(Kind.nan)
         values = values.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
-        smallest, largest = (bound.item() for bound in values.aminmax())
+        smallest, largest = torch.stack(values.aminmax()).tolist()
     if largest == math.inf:
         kinds.add(Kind.inf)
     if smallest == -math.inf:

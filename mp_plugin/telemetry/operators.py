@@ -17,7 +17,7 @@ BLANK = frozenset(
 
 OVERWRITING = frozenset(
     {"copy_", "fill_", "zero_", "uniform_", "normal_", "bernoulli_", "exponential_", "random_", "log_normal_"}
-    | {"cauchy_", "geometric_", "_foreach_copy_", "_foreach_zero_"}
+    | {"cauchy_", "geometric_", "_foreach_copy_", "_foreach_zero_", "_fill_mem_eff_dropout_mask_"}
 )
 """Operators that look at nothing of what they write to."""
 

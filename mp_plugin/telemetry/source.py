@@ -3,6 +3,7 @@
 import functools
 import os
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -109,8 +110,8 @@ def _kind(file: str) -> str:
 
 
 def _short(file: str) -> str:
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+    here = os.path.join(os.getcwd(), "")
+    return file.removeprefix(here)
 
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -118,16 +119,20 @@ _OWN = str(Path(__file__).parents[1]) + os.sep
 _SITES = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), str(Path(torch.__file__).parents[1])}
 _PACKAGES = tuple(site + os.sep for site in _SITES)
 _STANDARD = str(Path(sysconfig.get_path("stdlib"))) + os.sep
-# Lightning and what belongs to it, by name: this floor does not import it.
-_LIGHTNING = tuple(
-    os.path.join(site, name) + os.sep
-    for site in _SITES
-    for name in ("lightning", "lightning_utilities", "torchmetrics")
-)
+
+
+def _folders(*packages: str) -> tuple[str, ...]:
+    """Where packages are installed, without importing them: this floor does not know Lightning."""
+    specs = (find_spec(package) for package in packages)
+    return tuple(os.path.join(path, "") for spec in specs if spec for path in spec.submodule_search_locations or ())
+
+
+_LIGHTNING = _folders("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics")
 # Above these lies what called the training, a script or a test.
 _LOOPS = tuple(
-    os.path.join(site, "lightning", "pytorch", name) + os.sep
-    for site in _SITES
+    os.path.join(folder, *place, name) + os.sep
+    for folder in _folders("lightning", "pytorch_lightning")
+    for place in ((), ("pytorch",))
     for name in ("loops", "strategies", "trainer", "plugins")
 )
 _CHECKPOINT_FILE = os.path.join(_TORCH, "utils", "checkpoint.py")

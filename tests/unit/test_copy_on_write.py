@@ -1,10 +1,13 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mp_plugin.copy_on_write import CopyOnWrite, WriteWatch
+from mp_plugin.telemetry.layer_stack import LayerStack
+from mp_plugin.telemetry.trace import Trace
 
 
 def arange(count: int = 4) -> torch.Tensor:
@@ -134,3 +137,80 @@ def test_a_watch_sees_writes_to_its_tensors_only(write: Any, is_seen: bool) -> N
     with WriteWatch([tensor]) as watch:
         write(tensor)
     assert watch.saw_write == is_seen
+
+
+VALUES = [1.5, -0.0, float("nan"), float("inf"), 1e-45, 3.0]
+
+
+def bits(tensor: Tensor) -> list[int]:
+    return tensor.detach().view(torch.int32).flatten().tolist()
+
+
+def optimize(x: Tensor) -> None:
+    parameter = nn.Parameter(x)  # shares its memory
+    parameter.grad = torch.ones_like(x)
+    torch.optim.AdamW([parameter], fused=True).step()
+
+
+def forward_and_backward(x: Tensor) -> None:
+    x.requires_grad_().mul(2).sum().backward()
+    with torch.no_grad():
+        x.sub_(1)
+    x.requires_grad_(False)
+
+
+WRITES: dict[str, Callable[[Tensor], Any]] = {
+    "in place": lambda x: x.mul_(3),
+    "twice": lambda x: x.mul_(3).add_(1),
+    "view": lambda x: x.view(2, 3)[1].zero_(),
+    "transposed": lambda x: x.view(2, 3).T.fill_(7),
+    "slice": lambda x: x.__setitem__(slice(1, 3), 9.0),
+    "index": lambda x: x.__setitem__(x > 0, 9.0),
+    "detached": lambda x: x.detach().neg_(),
+    "data": lambda x: x.data.copy_(torch.ones(6)),
+    "other dtype": lambda x: x.view(torch.int32).zero_(),
+    "out": lambda x: torch.add(torch.ones(6), 1, out=x),
+    "out of two": lambda x: torch.max(torch.ones(6, 2), 1, out=(x, torch.empty(6, dtype=torch.long))),
+    "foreach": lambda x: torch._foreach_mul_([torch.ones(1), x], 2.0),
+    "random": lambda x: nn.init.normal_(x),
+    "scatter": lambda x: x.scatter_add_(0, torch.tensor([0]), torch.ones(1)),
+    "optimizer": optimize,
+    "step": forward_and_backward,
+    "vmap": lambda x: torch.vmap(lambda row: row.mul_(2))(x.view(2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_is_taken_back_bit_by_bit(name: str) -> None:
+    x = torch.tensor(VALUES)
+    before, address = bits(x), x.data_ptr()
+    with CopyOnWrite():
+        WRITES[name](x)
+        assert bits(x) != before
+    assert (bits(x), x.data_ptr()) == (before, address)
+
+
+def test_under_a_trace() -> None:
+    layer = nn.Linear(2, 2)
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    layers = LayerStack(layer)
+    with CopyOnWrite(), layers, Trace(layers) as trace:
+        with torch.no_grad():
+            layer.weight.div_(0)
+        loss = layer(torch.ones(1, 2)).sum()
+    assert trace.failure is None
+    assert trace.steps[0].operator == "aten.div_.Tensor"
+    assert not loss.isfinite()
+    for parameter, old in zip(layer.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+
+
+def test_it_can_be_nested() -> None:
+    x = torch.ones(1)
+    with CopyOnWrite():
+        x.add_(1)
+        with CopyOnWrite():
+            x.add_(1)
+            assert x == 3
+        assert x == 2
+    assert x == 1
