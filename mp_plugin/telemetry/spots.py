@@ -1,6 +1,5 @@
 """Where in the model and in its code an operator runs; a backward operator is known by its forward."""
 
-import sys
 import threading
 from types import FrameType
 from typing import Any, NamedTuple
@@ -44,38 +43,32 @@ class Spots:
         self._spots: dict[tuple[int, int], Spot] = {}
         self._home = threading.get_ident()
 
-    def note(self) -> None:
-        """Call for each operator before it runs."""
+    def note(self, frame: FrameType) -> None:
+        """Call for each operator before it runs, with the frame that runs it."""
         # An autograd node takes its number just before its operator is dispatched to where we see it. Each thread
         # counts for itself: a GPU's backward pass has its own, in which checkpointed activations are computed again.
         key = threading.get_ident(), torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
-        if key in self._spots:
-            return
-        frame = sys._getframe()
-        site = call_site(frame)
-        # In a backward pass that can be differentiated again, a node inherits from the one it is the gradient of.
-        parent = self._of(torch._C._current_autograd_node(), frame) if site.place is None else None
-        self._spots[key] = parent or Spot(self._layers.current, site)
+        if key not in self._spots:
+            self._spots[key] = self._here(frame)
 
-    def where(self, direction: Direction) -> Ran:
+    def where(self, direction: Direction, frame: FrameType) -> Ran:
         """Return where the operator runs that is being dispatched.
 
         Args:
             direction: the pass that runs; recomputed activations belong to the forward pass, whatever runs.
+            frame: what runs the operator.
         """
-        frame = sys._getframe()
+        if direction is Direction.forward or is_recomputing(frame):
+            here = self._here(frame)
+            return Ran(here.layer, _text(here.site.place), Direction.forward)
         site = call_site(frame)
         spot = self._of(torch._C._current_autograd_node(), frame)
-        if direction is Direction.forward or is_recomputing(frame):
-            if spot is not None and site.place is None:  # a gradient that the forward pass asks for
-                return Ran(spot.layer, _text(spot.site.place), Direction.forward)
-            return Ran(self._layers.current, _text(site.place), Direction.forward)
-        here = _text(site.place)
+        line = _text(site.place)
         if spot is None:
-            return Ran("", here, Direction.backward, here)
+            return Ran("", line, Direction.backward, line)
         forward = spot.site.applied_at or spot.site.place
         is_hook = site.place is not None and not site.is_inside_function
-        return Ran(spot.layer, here if is_hook or forward is None else str(forward), Direction.backward, here)
+        return Ran(spot.layer, line if is_hook or forward is None else str(forward), Direction.backward, line)
 
     def made_at(self, tensor: torch.Tensor) -> tuple[str, str | None]:
         """Return the layer and the line of user code that computed a tensor of the forward pass."""
@@ -86,6 +79,17 @@ class Spots:
                 return spot.layer, str(spot.site.place)
             node = next((before for before, _ in node.next_functions if before is not None), None)
         return "", None
+
+    def _here(self, frame: FrameType) -> Spot:
+        """Return where the forward pass is, or something that it asks for."""
+        site = call_site(frame)
+        if site.place is not None:
+            return Spot(self._layers.current, site)
+        # A gradient that the forward pass asks for, and whatever belongs to it, is known by what it is the gradient of.
+        parent = self._of(torch._C._current_autograd_node(), frame)
+        if parent is None:
+            return Spot(self._layers.current, site)
+        return Spot(self._layers.current if is_recomputing(frame) else parent.layer, parent.site)
 
     def _of(self, node: Any, frame: FrameType | None) -> Spot | None:
         if node is None:

@@ -3,6 +3,7 @@
 For incidents only: each operator's output is looked at with a sync, so that a step takes many times as long.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         copies: dict[str, Any] = {}
         # A diagnosis must not stop what it diagnoses: the first failure is kept, to be told.
         try:
-            self._spots.note()
+            self._spots.note(sys._getframe())
             if info.written:
                 copies = self._before_writing(info, args, kwargs, is_watched)
         except Exception as error:
@@ -159,7 +160,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         bad = [(tensor, kinds) for tensor in results.values() if (kinds := self._kinds(tensor))]
         if not bad:
             return
-        ran = self._spots.where(self._direction)
+        ran = self._spots.where(self._direction, sys._getframe())
         if self.only is not None and (info.name, ran.location, ran.direction) not in self.only:
             return
         now = named_arguments(info, args, kwargs)

@@ -1,6 +1,7 @@
 """Backward operators against torch's anomaly mode, which records the line of each node's forward by itself."""
 
 import re
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +32,9 @@ class Watch(TorchDispatchMode):
         self.recorded: list[int | None] = []
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.spots.note()
-        self.ran.append((str(operator), self.spots.where(self.direction)))
+        frame = sys._getframe(1)
+        self.spots.note(frame)
+        self.ran.append((str(operator), self.spots.where(self.direction, frame)))
         self.recorded.append(recorded_line() if self.direction is Direction.backward else None)
         return operator(*args, **(kwargs or {}))
 
@@ -40,7 +42,9 @@ class Watch(TorchDispatchMode):
 def recorded_line() -> int | None:
     """The innermost line of this file at which anomaly mode saw the current node being made."""
     node = torch._C._current_autograd_node()
-    text = "".join(node.metadata.get("traceback_", [])) if node is not None else ""
+    if node is None or hasattr(node, "variable"):  # what adds up gradients ran in no line of the forward pass
+        return None
+    text = "".join(node.metadata.get("traceback_", []))
     lines = re.findall(rf'File "{THIS}", line (\d+)', text)
     return int(lines[-1]) if lines else None
 
@@ -172,7 +176,7 @@ def test_what_adds_up_gradients_belongs_to_the_owner_of_the_parameter() -> None:
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_recomputed_operators_belong_to_the_forward_pass(use_reentrant: bool) -> None:
     def run(net: Net, x: Tensor) -> Tensor:
-        return checkpoint(net.linear, x, use_reentrant=use_reentrant).sigmoid().sum()
+        return checkpoint(nn.Sequential(net.linear, nn.Sigmoid()), x, use_reentrant=use_reentrant).sum()
 
     mode = Watch(net := Net(run))
     with mode.layers, mode:
@@ -196,7 +200,6 @@ def test_what_made_a_tensor() -> None:
         assert mode.spots.made_at(y)[0] == "linear"
         assert (mode.spots.made_at(y)[1] or "").endswith("in test_what_made_a_tensor")
         assert mode.spots.made_at(x) == ("", None)
-    assert mode.spots.made_at(x * 2) == ("", None)
 
 
 def test_each_thread_counts_its_nodes_for_itself() -> None:
