@@ -73,12 +73,15 @@ def holds(values: Tensor, kind: Kind) -> Tensor:
     return values.isnan() if kind is Kind.nan else values == float(kind.value)
 
 
-def flow_by_element(inputs: Sequence[Tensor], output: Tensor) -> tuple[set[tuple[int, Kind, Kind]], Kinds]:
+def flow_by_element(
+    inputs: Sequence[Tensor], output: Tensor, *, keeps_kinds: bool = False
+) -> tuple[set[tuple[int, Kind, Kind]], Kinds]:
     """Follow the non-finite numbers of an operator that computes each element of its output from those at its place.
 
     Args:
         inputs: real, and of shapes that expand to the output's.
         output: real.
+        keeps_kinds: whether the operator chooses among its inputs' numbers, and leaves them as they are.
 
     Returns:
         Each way from an input into the output, as index of the input, kind there, and kind in the output; and the
@@ -99,7 +102,7 @@ def flow_by_element(inputs: Sequence[Tensor], output: Tensor) -> tuple[set[tuple
         unexplained = here
         for place, values in bad:
             reached = values[here]
-            for kind in Kind:
+            for kind in (into,) if keeps_kinds else Kind:
                 if holds(reached, kind).any():
                     ways.add((place, kind, into))
             unexplained = unexplained & values.isfinite()

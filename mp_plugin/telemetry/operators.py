@@ -30,14 +30,17 @@ COLLECTIVES = frozenset({"c10d", "_c10d_functional", "c10d_functional", "fsdp", 
 MASKED = frozenset({"_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "softmax", "log_softmax"})
 """Operators to which -Inf means: not this one. Attention is told by its name."""
 
-ELEMENTWISE = frozenset({"_to_copy", "copy", "copy_", "fill", "fill_", "masked_fill", "masked_fill_", "where"})
-"""Beside those that torch tags so: each element of the output is computed from the inputs' at its place."""
+CHOOSING = frozenset(
+    {"_to_copy", "copy", "copy_", "clone", "fill", "fill_", "masked_fill", "masked_fill_", "where", "relu", "relu_"}
+    | {"maximum", "minimum", "fmax", "fmin", "clamp", "clamp_", "clamp_min", "clamp_max"}
+)
+"""Operators that pick, for each element of the output, one of the inputs' at its place, and leave it as it is."""
 
 SELECTING = frozenset(
     {"cat", "stack", "index", "index_put", "index_put_", "_index_put_impl_", "index_select", "index_fill"}
     | {"index_fill_", "index_copy", "index_copy_", "gather", "scatter", "scatter_", "masked_select", "take"}
     | {"masked_scatter", "masked_scatter_", "embedding", "constant_pad_nd", "roll", "flip", "repeat", "triu", "tril"}
-    | {"triu_", "tril_", "_unsafe_view", "select_scatter", "slice_scatter", "diagonal_scatter", "clone"}
+    | {"triu_", "tril_", "_unsafe_view", "select_scatter", "slice_scatter", "diagonal_scatter"}
     | {"amax", "amin", "max", "min", "aminmax", "topk", "sort", "cummax", "cummin", "kthvalue", "median"}
     | {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 )
@@ -63,6 +66,7 @@ class Flow(Enum):
     """How the numbers of an output depend on those of the inputs."""
 
     by_element = "each on those at its own place"
+    chosen = "each is one of those at its own place"
     selected = "each is one of them"
     masked = "on those that are not masked"
     added = "each on that of `self` at its own place, and on many others"
@@ -129,8 +133,9 @@ def _flow(operator: Any, base: str) -> Flow:
         return Flow.added
     if base in SELECTING:
         return Flow.selected
-    is_tagged = torch.Tag.pointwise in getattr(operator, "tags", ())
-    return Flow.by_element if is_tagged or base in ELEMENTWISE else Flow.mixed
+    if base in CHOOSING:
+        return Flow.chosen
+    return Flow.by_element if torch.Tag.pointwise in getattr(operator, "tags", ()) else Flow.mixed
 
 
 def named_arguments(info: OperatorInfo, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

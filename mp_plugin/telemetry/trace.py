@@ -212,10 +212,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
             return (), kinds
         is_plain = kinds == {Kind.nan} and Kind.nan in held
         is_added = info.flow is Flow.added and len(spoiled) == 1 and spoiled[0] is inputs[0]
-        if (info.flow is Flow.by_element or is_added) and len(bad) == 1 and not is_plain:
+        if (info.flow in (Flow.by_element, Flow.chosen) or is_added) and len(bad) == 1 and not is_plain:
             try:
                 values = [_real(each.before) for each in (spoiled if is_added else inputs)]
-                ways, made = flow_by_element(values, _real(bad[0][0]))
+                ways, made = flow_by_element(values, _real(bad[0][0]), keeps_kinds=info.flow is Flow.chosen)
                 return tuple(self._source(inputs[place], kind, into) for place, kind, into in sorted(ways)), made
             except (RuntimeError, ValueError):  # a shape that does not expand, a complex number
                 pass
@@ -244,7 +244,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
 
 def _came_from(flow: Flow, into: Kind, held: Kinds) -> Kinds:
     """Return which kinds among the inputs a kind in the output is from; none if it was made from finite numbers."""
-    if flow is Flow.selected or into is Kind.nan and Kind.nan in held:
+    if flow in (Flow.selected, Flow.chosen) or into is Kind.nan and Kind.nan in held:
         return held & {into}
     if flow is Flow.masked and Kind.inf in held and into is Kind.nan:
         return frozenset({Kind.inf})

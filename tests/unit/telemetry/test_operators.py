@@ -31,7 +31,7 @@ def everything() -> list[Any]:
     return [each for name in sorted(names) for each in overloads(name.removeprefix("aten::"))]
 
 
-LISTS = ("BLANK", "OVERWRITING", "LIKE", "MASKED", "ELEMENTWISE", "SELECTING", "ADDING", "FILLING", "BATCH_STATISTICS")
+LISTS = ("BLANK", "OVERWRITING", "LIKE", "MASKED", "CHOOSING", "SELECTING", "ADDING", "FILLING", "BATCH_STATISTICS")
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -121,7 +121,6 @@ SELECTED = {
     "amax": lambda x: x.amax(0),
     "topk": lambda x: x.topk(2).values,
     "sort": lambda x: x.sort().values,
-    "clone": lambda x: x.clone(),
     "masked_select": lambda x: x.masked_select(torch.tensor([True, False, True])),
     "constant_pad_nd": lambda x: torch.nn.functional.pad(x, (1, 1), value=5.0),
     "triu": lambda x: x.expand(3, 3).triu(),
@@ -135,6 +134,26 @@ def test_what_selects_leaves_numbers_as_they_are(name: str) -> None:
     x = torch.tensor([INF, -INF, 3.0])
     assert set(SELECTED[name](x).flatten().tolist()) <= {*x.tolist(), 0.0, 5.0}
     assert name in operators.SELECTING
+
+
+CHOSEN = {
+    "_to_copy": lambda x: x.half(),
+    "clone": lambda x: x.clone(),
+    "masked_fill": lambda x: x.masked_fill(torch.tensor([True, False, False]), 5.0),
+    "where": lambda x: torch.where(torch.tensor([True, False, False]), x, -x),
+    "relu": lambda x: x.relu(),
+    "clamp": lambda x: x.clamp(max=5.0),
+    "maximum": lambda x: torch.maximum(x, torch.tensor(5.0)),
+    "fmin": lambda x: torch.fmin(x, torch.tensor(5.0)),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_chooses_leaves_numbers_as_they_are(name: str) -> None:
+    x = torch.tensor([INF, -INF, 3.0])
+    for number, before in zip(CHOSEN[name](x).tolist(), x.tolist(), strict=True):
+        assert number in (before, -before, 0.0, 5.0)
+    assert name in operators.CHOOSING
 
 
 @pytest.mark.parametrize("is_training", [True, False])

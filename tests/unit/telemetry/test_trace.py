@@ -1,6 +1,7 @@
 """Planted faults, each in a function of its own: the culprit is the line that says so."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mp_plugin.telemetry.events import Direction
+from mp_plugin.telemetry.layer_stack import LayerStack
+from mp_plugin.telemetry.origin import Origin
+from mp_plugin.telemetry.trace import Trace
+from mp_plugin.telemetry.writers import storage_of
 from tests.helpers.origins import marked_line, traced
 
 INF = float("inf")
@@ -454,6 +459,87 @@ def a_call_over_several_lines(w: Tensor) -> Tensor:
     ).sum()
 
 
+class Large(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 0 + 3e38
+
+
+@case("add", BACKWARD)
+def two_finite_gradients_with_an_infinite_sum(w: Tensor) -> Tensor:
+    x = w * 1
+    first = Large.apply(x)  # culprit
+    return (first + Large.apply(x)).sum()
+
+
+@case("mul", BACKWARD)
+def a_hook_on_a_parameter(w: Tensor) -> Tensor:
+    w.register_hook(
+        lambda gradient: gradient * INF  # culprit
+    )
+    return w.sum()
+
+
+@case("mul", BACKWARD)
+def saved_tensors_that_come_back_spoiled(w: Tensor) -> Tensor:
+    def unpack(saved: Tensor) -> Tensor:
+        return saved * INF  # culprit
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, unpack):
+        return (w * w.sin()).sum()
+
+
+@torch.library.custom_op("mp_plugin_tests::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return x * 2
+
+
+twice.register_autograd(lambda ctx, gradient: gradient / 0)
+
+
+@case("div", BACKWARD)
+def a_custom_operator(w: Tensor) -> Tensor:
+    return twice(w).sum()  # culprit
+
+
+@case("mul")
+def the_branch_that_was_chosen(w: Tensor) -> Tensor:
+    ignored = (w.detach() * 0).log()
+    large = w * 1e20 * 1e20  # culprit
+    return torch.where(w > 0, large, ignored).sum()
+
+
+@case("mul")
+def an_overflow_whose_sign_is_turned_beside_a_mask(w: Tensor) -> Tensor:
+    x = torch.stack([w, w]).masked_fill(torch.tensor([[True], [False]]), -INF)
+    x = -(x * torch.tensor([[1.0], [1e38]]))  # culprit
+    return x[1].sum()
+
+
+@case("_softmax")
+def a_masked_row_by_a_matrix_product(w: Tensor) -> Tensor:
+    mask = torch.zeros(2, 2).masked_fill(torch.tensor([[True, True], [False, True]]), -INF)
+    scores = torch.addmm(mask, w.view(2, 2), w.view(2, 2))
+    return scores.softmax(1).sum()  # culprit
+
+
+@case("addmm")
+def an_overflow_of_a_matrix_product_with_a_mask(w: Tensor) -> Tensor:
+    mask = torch.tensor([[0.0, -INF], [0.0, 0.0]])
+    scores = torch.addmm(mask, w.view(2, 2) * 1e20, w.view(2, 2) * 1e20)  # culprit
+    return scores.softmax(1).sum()
+
+
+@case("exp")
+def a_product_of_complex_numbers_after_a_fault(w: Tensor) -> Tensor:
+    x = torch.view_as_complex((w * 1000).exp().view(2, 2))  # culprit
+    return (x * x.conj()).real.sum()
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")
 @pytest.mark.parametrize(("step", "operator", "direction"), CASES, ids=lambda value: getattr(value, "__name__", None))
 def test_the_culprit_is_named(step: Callable[[Tensor], Tensor], operator: str | None, direction: Direction) -> None:
@@ -463,3 +549,203 @@ def test_the_culprit_is_named(step: Callable[[Tensor], Tensor], operator: str | 
     if operator is not None and found.step is not None:
         assert (found.line, found.step.direction) == (marked_line(step), direction)
         assert found.source is None
+
+
+# What was there before the step.
+
+
+class There(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2, 2))
+        self.register_buffer("held", torch.full((2, 2), value))
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize(
+    "run", [lambda m: m.w * m.held, lambda m: m.held.t()[0] * m.w, lambda m: F.layer_norm(m.held @ m.w, (2,))]
+)
+def test_what_was_there_before_is_told_from_what_was_made(run: Any, value: float) -> None:
+    model = There(value)
+    found = traced(lambda: run(model).sum(), model)
+    assert found.source is not None
+    assert (found.source.storage, found.source.kind.value) == (storage_of(model.held), str(value))
+
+
+@pytest.mark.parametrize(
+    ("run", "operator", "is_to_blame"),
+    [
+        (lambda m: (m.w + m.held).softmax(0), "_softmax", False),
+        (lambda m: m.w + m.held - (m.w + m.held).amax(), "sub", False),
+        (lambda m: F.layer_norm(m.held * m.w, (2,)), "native_layer_norm", True),
+        (lambda m: m.w * (m.held - m.held.mean()), "mean", True),
+        (lambda m: m.held @ m.w, "mm", True),
+    ],
+)
+def test_a_mask_that_was_there_before_is_to_blame_if_it_is_used_as_a_number(
+    run: Any, operator: str, is_to_blame: bool
+) -> None:
+    model = There(-INF)
+    found = traced(lambda: run(model).sum(), model)
+    assert (found.operator, found.source is not None) == (operator, is_to_blame)
+
+
+# Layers of torch.
+
+
+def test_a_weight_beyond_half_precision() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        model[1].weight[0, 0] = 1e6
+
+    def step() -> Tensor:
+        with torch.autocast("cpu", torch.float16):
+            return model(torch.ones(1, 4)).float().sum()
+
+    found = traced(step, model)
+    assert found.step is not None
+    assert (found.operator, found.step.layer, found.source) == ("_to_copy", "1", None)
+
+
+def test_sparse_gradients() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(4, 2, sparse=True)})
+
+    def step() -> Tensor:
+        rows = model["table"](torch.tensor([1, 2, 1]))
+        return (rows - rows.detach()).sqrt().sum()  # culprit
+
+    found = traced(step, model)
+    assert found.step is not None
+    assert model["table"].weight.grad.is_sparse
+    assert (found.operator, found.line, found.step.direction) == ("div", marked_line(step), BACKWARD)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_layers(kind: type[nn.RNNBase]) -> None:
+    model = nn.ModuleDict({"rnn": kind(4, 4)})
+    with torch.no_grad():
+        model["rnn"].weight_hh_l0[0, 0] = NAN
+    found = traced(lambda: model["rnn"](torch.ones(3, 1, 4))[0].sum(), model)
+    assert found.step is not None
+    assert found.step.layer == "rnn"
+    assert found.source is not None
+    assert found.source.storage == storage_of(model["rnn"].weight_hh_l0)
+
+
+def test_attention_weights_of_a_masked_row() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)})
+    x, mask = torch.ones(3, 1, 4), torch.ones(1, 3, dtype=torch.bool)
+    found = traced(lambda: model["attention"](x, x, x, key_padding_mask=mask)[0].sum(), model)
+    assert found.step is not None
+    assert (found.operator, found.step.layer) == ("_softmax", "attention")
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_an_encoder_also_on_its_fast_path(is_training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
+    model.train(is_training)
+    with torch.no_grad():
+        model.layers[1].linear1.weight[0] = 1e38
+        model.layers[1].linear1.weight[0, ::2] = -1e38
+        model.layers[1].linear1.bias[0] = 3e38
+
+    def step() -> Tensor:
+        with torch.set_grad_enabled(is_training):
+            return model(10 * torch.randn(2, 5, 8)).sum()
+
+    found = traced(step, model)
+    assert found.step is not None
+    assert (found.operator, found.step.layer) == ("addmm", "layers.1.linear1")
+
+
+# The trace itself.
+
+
+def test_a_sum_of_gradients_from_two_passes() -> None:
+    model = nn.Sequential(nn.Linear(4, 1, bias=False))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3e38)
+    found = traced(lambda: model(torch.full((1, 4), 3e38)).mul(1e-10).sum(), model, scale=1e10)
+    assert found.step is not None
+    assert (found.operator, found.step.layer, found.line) == ("add_", "0", None)
+
+
+def test_what_it_traces_is_not_changed() -> None:
+    def run(watched: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.BatchNorm1d(4), nn.Linear(4, 4))
+        x = torch.randn(8, 4)
+        x[0, 0] = NAN
+        layers = LayerStack(model)
+        with layers, Trace(layers) if watched else nullcontext():
+            loss = model(x).relu_().square().sum()
+            loss.backward()
+        return [loss.detach(), torch.rand(1), *(each.grad for each in model.parameters()), *model.buffers()]
+
+    for plain, traced_ in zip(run(False), run(True), strict=True):
+        assert torch.equal(plain.nan_to_num(), traced_.nan_to_num())
+
+
+def test_a_call_is_kept_as_it_was() -> None:
+    w = torch.ones(3, requires_grad=True)
+    layers = LayerStack(nn.Identity())
+    with layers, Trace(layers) as trace:
+        x = w * torch.tensor([1.0, 2.0, 3e38])
+        y = x * 10
+        y.relu_().mul_(0.0)
+        x.detach().zero_()
+    (overflow, *_) = trace.steps
+    assert overflow.call.args[0].tolist() == pytest.approx([1.0, 2.0, 3e38])
+    assert overflow.call.output.tolist() == [10.0, 20.0, INF]
+
+
+def test_only_the_operators_asked_for_are_looked_at() -> None:
+    def step() -> Tensor:
+        w = torch.ones(2, requires_grad=True)
+        return (w * INF).exp() + (w * 0).log() - (w - 5).log()
+
+    everything = Trace(LayerStack(nn.Identity()))
+    with everything:
+        step()
+    logarithms = [each for each in everything.steps if each.operator == "aten.log.default"]
+    signature = (logarithms[0].operator, logarithms[0].location, logarithms[0].direction)
+    assert len(logarithms) == 2
+    assert len(everything.steps) > 4
+    only = Trace(LayerStack(nn.Identity()), only=frozenset({signature}))
+    with only:
+        step()
+    assert [(each.operator, each.is_maker) for each in only.steps] == [("aten.log.default", True)] * 2
+    elsewhere = Trace(LayerStack(nn.Identity()), only=frozenset({(signature[0], "net.py:1 in f", signature[2])}))
+    with elsewhere:
+        step()
+    assert elsewhere.steps == []
+
+
+def test_a_failure_stops_nothing_and_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("first")
+
+    trace = Trace(LayerStack(nn.Identity()))
+    monkeypatch.setattr(trace._spots, "where", fail)
+    with trace:
+        x = torch.zeros(1).log() + 1
+    assert x == -INF
+    assert isinstance(trace.failure, ZeroDivisionError)
+
+
+def test_what_cannot_be_looked_at_is_counted() -> None:
+    with Trace(LayerStack(nn.Identity())) as trace:
+        torch.ones(2, device="meta") * 2
+    assert trace.unchecked == 2
+    assert trace.steps == []
+
+
+def test_memory_that_nobody_was_seen_writing_leads_to_the_earliest_fault() -> None:
+    spoiled = torch.zeros(3)
+    with Trace(LayerStack(nn.Identity())) as trace:
+        fault = torch.zeros(3).log()
+        spoiled.numpy()[:] = fault.numpy()
+        torch.zeros(1).reciprocal()
+    assert trace.find_origin([torch.ones(1)]) is None
+    assert trace.find_origin([spoiled]) == Origin(0)
