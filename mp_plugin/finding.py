@@ -160,8 +160,6 @@ def _of_origin(module: "pl.LightningModule", trace: Trace, batch: MicroBatch, or
     found = _of_step(module, trace, origin.step, batch)
     if origin.source is None:
         return found
-    if trace.steps[origin.step].operator == CONSTANT:
-        return _replaced(found, reason="a constant that is not finite")
     where, name = _whose(module, batch, origin.source)
     kind = "nan" if origin.source.has_nan else "inf"
     if where is None:
@@ -172,7 +170,7 @@ def _of_origin(module: "pl.LightningModule", trace: Trace, batch: MicroBatch, or
 
 
 def _is_own(step: Step) -> bool:
-    return step.operator == CONSTANT or (step.is_maker and all(each.is_mask for each in step.sources))
+    return step.is_maker and all(each.is_mask for each in step.sources)
 
 
 def _of_step(module: "pl.LightningModule", trace: Trace, place: int, batch: MicroBatch) -> Finding:
@@ -185,7 +183,9 @@ def _of_step(module: "pl.LightningModule", trace: Trace, place: int, batch: Micr
         "kind": "nan" if step.makes_nan else "inf",
     }
     exact, name = None, None
-    if step.call is not None:
+    if step.operator == CONSTANT:
+        origin["reason"] = "a constant that is not finite"
+    if step.call is not None and step.operator != CONSTANT:
         diagnosis = diagnose(step.call.operator, step.call.args, step.call.kwargs, step.call.output)
         origin |= {"dtype": diagnosis.dtype, "amax_in": diagnosis.amax_in, "amax_out": diagnosis.amax_out}
         origin |= {"reason": diagnosis.reason}

@@ -49,8 +49,12 @@ SELECTING = frozenset(
 ADDING = frozenset({"addmm", "baddbmm", "addbmm", "addmv", "addmm_", "baddbmm_", "addbmm_", "addmv_"})
 """Operators that add `self`, which may be a mask, to a product."""
 
+CONSTANT = "lift_fresh"
+"""The operator that takes in a tensor which Python has made of numbers."""
+
 FILLING = frozenset(
     {"full", "full_like", "new_full", "fill", "fill_", "masked_fill", "masked_fill_", "scalar_tensor", "index_fill"}
+    | {CONSTANT}
     | {"index_fill_", "constant_pad_nd", "scatter", "scatter_", "fill_diagonal_", "where"}
 )
 """Operators that put a constant where they are told to: an Inf among their numbers is a mask that somebody meant."""
@@ -116,7 +120,7 @@ def operator_info(operator: Any) -> OperatorInfo:
     return OperatorInfo(
         name=str(operator),
         base=base,
-        is_watched=base not in BLANK and not is_view,
+        is_watched=base not in BLANK and (not is_view or base == CONSTANT),
         is_collective=is_collective,
         is_filling=base in FILLING,
         flow=_flow(operator, base),

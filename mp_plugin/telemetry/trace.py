@@ -19,6 +19,7 @@ from mp_plugin.telemetry.events import Direction, Signature
 from mp_plugin.telemetry.kept_calls import KeptCalls, mapped
 from mp_plugin.telemetry.layer_stack import LayerStack
 from mp_plugin.telemetry.operators import (
+    CONSTANT,
     Flow,
     OperatorInfo,
     floating_tensors,
@@ -167,8 +168,12 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         given = {**now, **copies}
         counted = inputs_that_count(info, given)
         kinds = frozenset[Kind]().union(*(each for _, each in bad))
-        sources, made = self._flow(info, self._inputs(counted, now), bad, kinds)
-        is_filled = kinds <= INFINITE and info.is_filling and any(map(non_finite_constant, counted.values()))
+        is_constant = info.base == CONSTANT
+        sources, made = self._flow(info, [] if is_constant else self._inputs(counted, now), bad, kinds)
+        has_constant = is_constant or any(map(non_finite_constant, counted.values()))
+        # +Inf for one element, by hand, is rather a mistake.
+        meant = frozenset({Kind.negative_inf}) if is_constant else INFINITE
+        is_filled = kinds <= meant and info.is_filling and has_constant
         step = Step(
             operator=info.name,
             direction=ran.direction,

@@ -749,3 +749,22 @@ def test_memory_that_nobody_was_seen_writing_leads_to_the_earliest_fault() -> No
         torch.zeros(1).reciprocal()
     assert trace.find_origin([torch.ones(1)]) is None
     assert trace.find_origin([spoiled]) == Origin(0)
+
+
+def test_an_infinite_number_set_by_hand_is_to_blame_itself() -> None:
+    with Trace(LayerStack(nn.Identity())) as trace:
+        weights = torch.ones(3)
+        weights[1] = float("inf")
+        loss = (weights * torch.zeros(3)).sum()
+    origin = trace.find_origin([loss])
+    assert origin is not None
+    assert trace.steps[origin.step].operator == "aten.lift_fresh.default"
+
+
+def test_a_mask_of_a_number_set_by_hand_is_meant() -> None:
+    with Trace(LayerStack(nn.Identity())) as trace:
+        scores = torch.where(torch.tensor([True, True]), torch.tensor(float("-inf")), torch.zeros(2))
+        loss = scores.softmax(0).sum()
+    origin = trace.find_origin([loss])
+    assert origin is not None
+    assert trace.steps[origin.step].operator == "aten._softmax.default"
