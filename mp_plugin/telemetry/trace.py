@@ -251,8 +251,6 @@ def _came_from(flow: Flow, into: Kind, held: Kinds) -> Kinds:
     """Return which kinds among the inputs a kind in the output is from; none if it was made from finite numbers."""
     if flow in (Flow.selected, Flow.chosen) or into is Kind.nan and Kind.nan in held:
         return held & {into}
-    if flow is Flow.masked and Kind.inf in held and into is Kind.nan:
-        return frozenset({Kind.inf})
     return held & INFINITE
 
 

@@ -214,13 +214,17 @@ def test_each_thread_counts_its_nodes_for_itself() -> None:
         other = torch.ones(1, requires_grad=True)
         while torch.autograd._get_sequence_nr() < here.grad_fn._sequence_nr():
             other = other * 1
+        mode.direction = Direction.backward
         with mode:
             other = other.log()
-        assert other.grad_fn._sequence_nr() == here.grad_fn._sequence_nr()
-        found.append(mode.spots.made_at(here))
+            line = sys._getframe().f_lineno - 1
+            assert other.grad_fn._sequence_nr() == here.grad_fn._sequence_nr()
+            other.backward()
+        (ran,) = (ran for operator, ran in mode.ran if operator == "aten.div.Tensor")
+        found.append((line_of(ran) == line, mode.spots.made_at(here)))
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert found == [mode.spots.made_at(here)]
+    assert found == [(True, mode.spots.made_at(here))]
     assert "in test_each_thread" in str(found[0][1])

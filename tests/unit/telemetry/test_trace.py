@@ -221,6 +221,22 @@ def columns_of_one_memory(w: Tensor) -> Tensor:
     return x[:, :2].sum()
 
 
+@case("div_")
+def a_part_that_is_overwritten_with_the_rest(w: Tensor) -> Tensor:
+    x = w.expand(2, 4).clone()
+    x[0].div_(0)  # culprit
+    x[1].fill_(-INF)
+    return x.mul_(0).sum()
+
+
+@case("sqrt")
+def a_fault_that_was_overwritten(w: Tensor) -> Tensor:
+    x = (w.detach() - 10).sqrt()
+    x.zero_()
+    y = (w - 10).sqrt()  # culprit
+    return (x + y).sum()
+
+
 @case("exp")
 def garbage_that_is_filled_in_part(w: Tensor) -> Tensor:
     (w.detach() * 1000).exp()
