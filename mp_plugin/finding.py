@@ -16,7 +16,7 @@ from mp_plugin.rehearsal import forward, rehearsal
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import has_other_ranks
 from mp_plugin.step_start import MicroBatch, StepStart
-from mp_plugin.telemetry.batch_report import tensors_by_path
+from mp_plugin.telemetry.batch_report import non_finite_parts, tensors_by_path
 from mp_plugin.telemetry.events import Direction, Signature
 from mp_plugin.telemetry.layer_stack import LayerStack
 from mp_plugin.telemetry.origin import Origin, Source, Step
@@ -161,6 +161,9 @@ def _of_origin(module: "pl.LightningModule", trace: Trace, batch: MicroBatch, or
     if origin.source is None:
         return found
     where, name = _whose(module, batch, origin.source)
+    if where is None and not origin.source.is_mask and (parts := non_finite_parts(batch.batch)):
+        # Made of something in the batch by means that no trace sees, as of a NumPy array.
+        where, name = "batch", parts[0]["path"]
     kind = "nan" if origin.source.has_nan else "inf"
     if where is None:
         there = None if origin.source.is_mask else "a tensor that was not finite before the step"

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from mp_plugin import AdaptivePrecision, LossScaling, Telemetry
 from mp_plugin.telemetry.advice import advice
@@ -109,3 +110,25 @@ def test_in_fp32_a_division_by_zero_is_explained_too() -> None:
     (incident,) = plugin.incidents
     assert (incident.cause, incident.operator, incident.dtype) == (Cause.forward, "aten.div.Tensor", "fp32")
     assert "forward_finite_in_fp32" not in incident.evidence
+
+
+def test_a_bad_number_in_a_numpy_batch_is_the_data_s_fault() -> None:
+    class FromNumPy(Regression):
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+            inputs = torch.from_numpy(batch["inputs"].astype("float32"))
+            return super().training_step([inputs, batch["targets"]], batch_idx)
+
+    batches = [{"inputs": inputs.numpy(), "targets": targets} for inputs, targets in regression_data()]
+    batches[SPOILED]["inputs"][2, 5] = float("nan")
+    plugin = AdaptivePrecision("fp16")
+    fit(plugin, FromNumPy(), DataLoader(batches, batch_size=None, collate_fn=dict))  # type: ignore[arg-type]
+    (incident,) = plugin.incidents
+    assert (incident.cause, incident.batch_idx) == (Cause.data, SPOILED)
+    assert incident.evidence["batch"][0] == {
+        "path": "batch['inputs']",
+        "nan": 1,
+        "inf": 0,
+        "samples": [2],
+        "batch_idx": SPOILED,
+        "rank": 0,
+    }
