@@ -158,16 +158,20 @@ def _describe(
 
 def _of_origin(module: "pl.LightningModule", trace: Trace, batch: MicroBatch, origin: Origin) -> Finding:
     found = _of_step(module, trace, origin.step, batch)
-    if origin.source is None:
+    source = origin.source
+    if source is None and found.origin["operator"] != CONSTANT:
         return found
-    where, name = _whose(module, batch, origin.source)
-    if where is None and not origin.source.is_mask and (parts := non_finite_parts(batch.batch)):
+    where, name = (None, None) if source is None else _whose(module, batch, source)
+    is_mask = source is not None and source.is_mask
+    if where is None and not is_mask and (parts := non_finite_parts(batch.batch)):
         # Made of something in the batch by means that no trace sees, as of a NumPy array.
         where, name = "batch", parts[0]["path"]
-    kind = "nan" if origin.source.has_nan else "inf"
+    kind = found.origin["kind"] if source is None else "nan" if source.has_nan else "inf"
     if where is None:
-        there = None if origin.source.is_mask else "a tensor that was not finite before the step"
-        return found if there is None else replace(_replaced(found, reason=there, kind=kind), is_vague=True)
+        if source is None or is_mask:
+            return found
+        there = "a tensor that was not finite before the step"
+        return replace(_replaced(found, reason=there, kind=kind), is_vague=True)
     holds = f"{name} holds {kind}" if where == "batch" else f"{name} was {kind} before the step"
     return _replaced(found, there_before=where, name=name, reason=holds, kind=kind)
 
