@@ -213,7 +213,7 @@ def test_each_thread_counts_its_nodes_for_itself() -> None:
     def elsewhere() -> None:
         other = torch.ones(1, requires_grad=True)
         while torch.autograd._get_sequence_nr() < here.grad_fn._sequence_nr():
-            other = other * 1
+            _ = other * 1  # a node of its own: a chain of as many would be too deep to take down
         mode.direction = Direction.backward
         with mode:
             other = other.log()
