@@ -1,71 +1,11 @@
-"""Which kinds of non-finite numbers a tensor holds, and how they got from an operator's inputs into its output."""
+"""How non-finite numbers got from an operator's inputs into its output."""
 
-import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.finiteness import readable_values
-
-
-class Kind(str, Enum):
-    """A kind of non-finite number."""
-
-    nan = "nan"
-    inf = "inf"
-    negative_inf = "-inf"
-
-
-Kinds = frozenset[Kind]
-FINITE: Kinds = frozenset()
-INFINITE: Kinds = frozenset({Kind.inf, Kind.negative_inf})
-
-
-def kinds_in(tensor: Tensor) -> Kinds | None:
-    """Return the kinds of non-finite numbers in a tensor; None if it cannot be looked at. Syncs.
-
-    Example:
-        >>> sorted(kinds_in(torch.tensor([1.0, float("nan"), float("-inf")])))
-        [<Kind.negative_inf: '-inf'>, <Kind.nan: 'nan'>]
-    """
-    try:
-        values = readable_values(tensor)
-        if values is None:
-            return None
-        if values.numel() == 0:
-            return FINITE
-        with _without_modes(values):
-            # A sum is the cheapest of all reads, but not in half precision on a CPU.
-            if (values.itemsize > 2 or values.is_cuda) and math.isfinite(values.sum().item()):
-                return FINITE
-            return _kinds_of(values)
-    # Tensor subclasses may raise anything; a tensor that cannot be read is an answer here, not an error.
-    except Exception:
-        return None
-
-
-def _without_modes(values: Tensor) -> AbstractContextManager[Any]:
-    # Who watches or guards what the training does need not see this. Tensor subclasses compute by that way alone.
-    is_plain = type(values) in (Tensor, torch.nn.Parameter)
-    return torch._C._DisableTorchDispatch() if is_plain else nullcontext()
-
-
-def _kinds_of(values: Tensor) -> Kinds:
-    smallest, largest = torch.stack(values.aminmax()).tolist()
-    kinds = set()
-    if math.isnan(largest):
-        kinds.add(Kind.nan)
-        values = values.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
-        smallest, largest = torch.stack(values.aminmax()).tolist()
-    if largest == math.inf:
-        kinds.add(Kind.inf)
-    if smallest == -math.inf:
-        kinds.add(Kind.negative_inf)
-    return frozenset(kinds)
+from mp_plugin.numerics.finiteness import Kind, Kinds
 
 
 def holds(values: Tensor, kind: Kind) -> Tensor:

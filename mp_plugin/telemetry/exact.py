@@ -1,5 +1,6 @@
 """Run one operator again with float64 numbers: what it would have given, had its format not ended anywhere."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mp_plugin.random_state import capture_random_state
+
+log = logging.getLogger(__name__)
 
 MAX_ELEMENTS = 2**28
 """Inputs and outputs together; float64 copies of more than these would take more than 2 GiB beside the training."""
@@ -66,8 +69,9 @@ def run_exactly(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     restore = capture_random_state(tensors[0].device if tensors else torch.device("cpu"))
     try:
         result = operator(*wide_args, **wide_kwargs)
-    # A fused kernel may not take float64, and says so in its own way.
-    except Exception:
+    # A fused kernel may not take float64, and says so in its own way: the reason does without its exact result.
+    except Exception as error:
+        log.debug("%s does not run in float64.", operator, exc_info=error)
         return None
     finally:
         restore()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mp_plugin.telemetry.contents import FINITE, Kind, Kinds
+from mp_plugin.numerics.finiteness import FINITE, Kind, Kinds
 from mp_plugin.telemetry.events import Direction
 
 

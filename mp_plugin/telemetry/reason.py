@@ -1,5 +1,6 @@
 """Why an operator made a NaN or an Inf, in plain words."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 from mp_plugin.numerics.finiteness import is_finite, readable_values
 from mp_plugin.telemetry.exact import arguments, run_exactly, tensors_in
 from mp_plugin.telemetry.reason_rules import is_finite_number, readable, reason_by_rule
+
+log = logging.getLogger(__name__)
 
 FORMAT_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 UNWRITTEN = "empty empty_like empty_strided empty_permuted new_empty new_empty_strided resize resize_as"
@@ -193,5 +196,6 @@ def _or(default: _Answer, answer: Callable[[], _Answer]) -> _Answer:
     # One part that does not know a kind of tensor or operator must not take the others with it.
     try:
         return answer()
-    except Exception:
+    except Exception as error:
+        log.debug("A part of a reason is left out.", exc_info=error)
         return default

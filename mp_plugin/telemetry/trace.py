@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mp_plugin.numerics.finiteness import readable_values
-from mp_plugin.telemetry.contents import FINITE, INFINITE, Kind, Kinds, flow_by_element, kinds_in
+from mp_plugin.numerics.finiteness import FINITE, INFINITE, Kind, Kinds, kinds_in, readable_values
+from mp_plugin.telemetry.contents import flow_by_element
 from mp_plugin.telemetry.events import Direction, Signature
 from mp_plugin.telemetry.kept_calls import KeptCalls, mapped
 from mp_plugin.telemetry.layer_stack import LayerStack

@@ -6,8 +6,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from mp_plugin.numerics.finiteness import Kind, Kinds, kinds_in
 from mp_plugin.numerics.grad_stats import local_part
-from mp_plugin.telemetry.contents import Kind, Kinds, first_place, kinds_in, memory_of
+from mp_plugin.telemetry.contents import first_place, memory_of
 
 
 class View(NamedTuple):

@@ -1,13 +1,14 @@
+import itertools
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mp_plugin.numerics.finiteness import is_finite, non_finite_counts, non_finite_samples
+from mp_plugin.numerics.finiteness import Kind, is_finite, kinds_in, non_finite_counts, non_finite_samples
 
 INF, NAN = math.inf, math.nan
 REAL = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -109,13 +110,41 @@ def test_a_local_part_counts() -> None:
     assert is_finite(Distributed(torch.tensor([1.0]))) is True  # type: ignore[arg-type]
 
 
-def test_what_raises_cannot_be_looked_at() -> None:
-    class Refuses(TorchDispatchMode):
-        def __torch_dispatch__(self, *_: object) -> object:
-            raise ValueError("not here")
+def test_what_raises_cannot_be_looked_at_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Refuses(Tensor):
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(function, "__name__", "") in ("sum", "aminmax"):
+                raise ValueError("not here")
+            return super().__torch_function__(function, types, args, kwargs or {})
 
-    with Refuses():
-        assert is_finite(KINDS["scalar"][0]) is None
+    tensor = torch.ones(2).as_subclass(Refuses)
+    assert [is_finite(tensor), is_finite(tensor)] == [None, None]
+    (message,) = caplog.messages
+    assert "A Refuses of torch.float32 cannot be looked at (ValueError: not here)" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kinds", [set(each) for n in range(4) for each in itertools.combinations(Kind, n)])
+def test_all_kinds_are_told_apart(kinds: set[Kind], dtype: torch.dtype) -> None:
+    values = [1.0, *(float(kind.value) for kind in kinds), torch.finfo(dtype).max, torch.finfo(dtype).max]
+    tensor = torch.tensor(values, dtype=dtype)
+    assert kinds_in(tensor) == kinds
+    assert kinds_in(-tensor.flip(0)) == {
+        {Kind.inf: Kind.negative_inf, Kind.negative_inf: Kind.inf}.get(kind, kind) for kind in kinds
+    }
+
+
+def test_all_kinds_of_tensors() -> None:
+    spoiled = torch.tensor([[1.0, -INF], [0.0, NAN]])
+    both = {Kind.nan, Kind.negative_inf}
+    assert kinds_in(spoiled.to_sparse()) == both
+    assert kinds_in(torch.complex(torch.ones(2), spoiled[0])) == {Kind.negative_inf}
+    assert kinds_in(spoiled.to(torch.float8_e5m2)) == both
+    assert kinds_in(spoiled.T[:, :1]) == {Kind.negative_inf}
+    assert kinds_in(torch.nn.Parameter(spoiled)) == both
+    assert kinds_in(spoiled[:0]) == set()
+    assert kinds_in(spoiled.to("meta")) is None
 
 
 @pytest.mark.parametrize("dtype", [*REAL, torch.float8_e5m2])

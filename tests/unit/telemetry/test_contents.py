@@ -4,38 +4,21 @@ import math
 import pytest
 import torch
 
-from mp_plugin.telemetry.contents import Kind, first_place, flow_by_element, kinds_in
+from mp_plugin.numerics.finiteness import Kind
+from mp_plugin.telemetry.contents import first_place, flow_by_element
 
 NAN, INF = math.nan, math.inf
 VALUES = {Kind.nan: NAN, Kind.inf: INF, Kind.negative_inf: -INF}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kinds", [set(each) for n in range(4) for each in itertools.combinations(Kind, n)])
-def test_all_kinds_are_told_apart(kinds: set[Kind], dtype: torch.dtype) -> None:
-    values = [1.0, *(VALUES[kind] for kind in kinds), torch.finfo(dtype).max, torch.finfo(dtype).max]
-    tensor = torch.tensor(values, dtype=dtype)
-    assert kinds_in(tensor) == kinds
-    assert kinds_in(-tensor.flip(0)) == {
-        {Kind.inf: Kind.negative_inf, Kind.negative_inf: Kind.inf}.get(kind, kind) for kind in kinds
-    }
+def test_the_first_of_a_kind_is_found(kinds: set[Kind]) -> None:
+    tensor = torch.tensor([1.0, *(VALUES[kind] for kind in kinds), 3e38])
     for kind in Kind:
         place = first_place(tensor, kind)
         assert (place is not None) == (kind in kinds)
         if place is not None:
             assert str(tensor[place].item()) == kind.value
-
-
-def test_all_kinds_of_tensors() -> None:
-    spoiled = torch.tensor([[1.0, -INF], [0.0, NAN]])
-    both = {Kind.nan, Kind.negative_inf}
-    assert kinds_in(spoiled.to_sparse()) == both
-    assert kinds_in(torch.complex(torch.ones(2), spoiled[0])) == {Kind.negative_inf}
-    assert kinds_in(spoiled.to(torch.float8_e5m2)) == both
-    assert kinds_in(spoiled.T[:, :1]) == {Kind.negative_inf}
-    assert kinds_in(torch.nn.Parameter(spoiled)) == both
-    assert kinds_in(spoiled[:0]) == set()
-    assert kinds_in(spoiled.to("meta")) is None
 
 
 def flow(operator, *inputs: torch.Tensor):

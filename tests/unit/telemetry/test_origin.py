@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mp_plugin.telemetry.contents import FINITE, Kind
+from mp_plugin.numerics.finiteness import FINITE, Kind
 from mp_plugin.telemetry.events import Direction
 from mp_plugin.telemetry.origin import Origin, Source, Step, find_origin
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from mp_plugin.telemetry.contents import Kind
+from mp_plugin.numerics.finiteness import Kind
 from mp_plugin.telemetry.writers import Writers, storage_of, view_of
 
 NAN, INF = {Kind.nan}, {Kind.inf}
