@@ -9,7 +9,7 @@ from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mp_plugin.numerics.grad_stats import local_part
-from mp_plugin.telemetry.operators import named_arguments, operator_info
+from mp_plugin.telemetry.operators import named_arguments, operator_info, tensors_in
 
 STATISTICS = frozenset({"running_mean", "running_var"})
 """Arguments that batch normalisation writes to without saying so."""
@@ -113,16 +113,7 @@ def _written(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
 
 def _storages(value: Any) -> Iterator[UntypedStorage]:
     """Yield the memory of the tensors in an argument or a result."""
-    if isinstance(value, Tensor):
-        storage = _storage(value)
-        if storage is not None:
-            yield storage
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _storages(each)
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _storages(each)
+    return (storage for tensor in tensors_in(value) if (storage := _storage(tensor)) is not None)
 
 
 def _storage(tensor: Tensor) -> UntypedStorage | None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from mp_plugin.random_state import capture_random_state
+from mp_plugin.telemetry.operators import tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def run_exactly(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         >>> run_exactly(torch.ops.aten.mul.Tensor, (torch.tensor(300.0).half(), 300.0), {}, None)
         [tensor(90000., dtype=torch.float64)]
     """
-    given = tensors_in((args, dict(kwargs)))
+    given = list(tensors_in((args, dict(kwargs))))
     tensors = [*given, *tensors_in(output)]
     if (
         operator.namespace not in _NAMESPACES
@@ -75,12 +76,7 @@ def run_exactly(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         return None
     finally:
         restore()
-    return tensors_in(result) or tensors_in(_written(operator, named))
-
-
-def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors of a nest of tuples, lists and dicts, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return list(tensors_in(result)) or list(tensors_in(_written(operator, named)))
 
 
 def arguments(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,17 +167,21 @@ def uses_batch_statistics(info: OperatorInfo, arguments: Mapping[str, Any]) -> b
     return info.base in BATCH_STATISTICS or any(arguments.get(name) for name in ("training", "train", "update"))
 
 
-def floating_tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the floating-point and complex tensors in an argument or a result: itself, or those in lists and tuples."""
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in an argument or a result: itself, or those in lists, tuples and dicts, nested."""
     if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield value
+        yield value
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from floating_tensors(each)
+            yield from tensors_in(each)
     elif isinstance(value, dict):
         for each in value.values():
-            yield from floating_tensors(each)
+            yield from tensors_in(each)
+
+
+def floating_tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the floating-point and complex ones of the tensors in an argument or a result."""
+    return (tensor for tensor in tensors_in(value) if tensor.is_floating_point() or tensor.is_complex())
 
 
 def non_finite_constant(value: Any) -> bool:

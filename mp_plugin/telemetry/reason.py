@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from mp_plugin.numerics.finiteness import is_finite, readable_values
-from mp_plugin.telemetry.exact import arguments, run_exactly, tensors_in
+from mp_plugin.telemetry.exact import arguments, run_exactly
+from mp_plugin.telemetry.operators import floating_tensors, tensors_in
 from mp_plugin.telemetry.reason_rules import is_finite_number, readable, reason_by_rule
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,10 @@ def diagnose(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ou
         >>> diagnose(torch.ops.aten.mul.Tensor, (x, x), {}, x * x).reason
         'overflow: 262,144 is beyond the largest fp16 number, 65,504'
     """
-    inputs = _floating((args, dict(kwargs)))
-    outputs = tensors_in(output)
+    inputs = list(floating_tensors((args, dict(kwargs))))
+    outputs = list(tensors_in(output))
     spoiled = [place for place, tensor in enumerate(outputs) if is_finite(tensor) is False]
-    first = outputs[spoiled[0]] if spoiled else next(iter(_floating(output)), None)
+    first = outputs[spoiled[0]] if spoiled else next(floating_tensors(output), None)
     dtype = first.dtype if first is not None else torch.get_default_dtype()
     name = _or("", lambda: operator._schema.name.removeprefix("aten::").rstrip("_"))
     exact = (
@@ -85,7 +86,7 @@ def diagnose(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ou
         is_overflow=reason.startswith("overflow"),
         dtype=format_name(dtype),
         amax_in=_or(None, lambda: _finite_amax(inputs)),
-        amax_out=_or(math.nan, lambda: _amax(_floating(output))),
+        amax_out=_or(math.nan, lambda: _amax(list(floating_tensors(output)))),
         exact_amax=exact,
     )
 
@@ -186,10 +187,6 @@ def _magnitudes(tensor: Tensor) -> Tensor:
     if values is None:
         raise TypeError(f"A tensor of layout {tensor.layout} on {tensor.device} cannot be read.")
     return values.abs()
-
-
-def _floating(tree: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(tree) if tensor.is_floating_point() or tensor.is_complex()]
 
 
 def _or(default: _Answer, answer: Callable[[], _Answer]) -> _Answer:
