@@ -121,8 +121,8 @@ def time_healthy_steps(rounds: int) -> tuple[Table, dict[str, Any]]:
 def main() -> None:
     """Ask, measure, print and write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int, default=9, help="at least 2, for quartiles")
+    rounds = max(parser.parse_args().rounds, 2)
     be_quiet()
     found = circumstances()
     names, costs, incidents = name_incidents()

@@ -147,6 +147,8 @@ class Explainer:
         cause = decide_cause(known)
         evidence |= {"forward_finite": cause in (Cause.loss, Cause.backward), "exact_amax": finding.exact_amax}
         evidence |= {"ran_at": finding.ran_at, "tensor": finding.name}
+        if finding.failure is not None:
+            evidence["missing"] = [*evidence.get("missing", []), f"some operators, by {finding.failure}"]
         if finding.there_before == "weights":
             evidence["weights_finite"] = False
             evidence["weights"] = list(dict.fromkeys([*evidence.get("weights", []), finding.name]))
@@ -171,11 +173,10 @@ class Explainer:
         if not origins:
             return None
         evidence = {**evidence, "untraced": "repeat"}
-        if known.batch_finite is False and known.loss_finite is False:
-            # A bad batch shows by itself.
-            earlier = next((each for each in origins.values() if each.cause is Cause.data), None)
-            if earlier is not None:
-                return {**_origin_of(earlier), **_bad_batch(Cause.data, evidence), "evidence": tidy(evidence)}
+        scaling = next((each for each in origins.values() if each.cause is Cause.loss), None)
+        if scaling is not None and known.loss_finite and known.scaled_loss_finite is False:
+            # It shows by itself, and is known by the line of the loss, where a trace of known origins looks in vain.
+            return {**_origin_of(scaling), "evidence": tidy(evidence)}
         finding, rank = self._first(lambda: trace_step(start, self._guard.scaler, frozenset(origins)), evidence)
         if finding is None:
             return None

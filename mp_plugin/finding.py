@@ -49,6 +49,8 @@ class Finding:
     """Line of user code inside the backward pass."""
     is_vague: bool = False
     """Whether the numbers came from memory that nobody was seen to write: on another rank there may be a better one."""
+    failure: str | None = None
+    """Why some operators could not be looked at, so that an earlier one may be to blame."""
 
 
 def trace_step(start: StepStart, scaler: LossScaler | None, only: frozenset[Signature] | None = None) -> Finding | None:
@@ -61,19 +63,24 @@ def trace_step(start: StepStart, scaler: LossScaler | None, only: frozenset[Sign
         scaler: scales the loss; None without loss scaling.
         only: look for these origins only; finds nothing else, and is faster.
     """
-    found = None
+    found, failure = None, None
     with rehearsal(start):
         for batch in start.window:
             layers = LayerStack(start.module)
             trace = Trace(layers, only=only)
             with layers, trace:
                 loss, scaled = _run(start.module, batch, scaler, trace)
-            found = found or _find(start.module, trace, batch, loss, scaled)
-            if trace.failure is not None and found is None:
-                raise trace.failure
+            # Other ranks may wait for this one in the next batch: what went wrong here is told after the last.
+            try:
+                found = found or _find(start.module, trace, batch, loss, scaled)
+            except Exception as error:
+                failure = failure or error
+            failure = failure or trace.failure
             if found is not None and not has_other_ranks():
                 break
-    return found
+    if found is None and failure is not None:
+        raise failure
+    return found if failure is None or found is None else replace(found, failure=f"{type(failure).__name__}: {failure}")
 
 
 def is_forward_finite_in_fp32(start: StepStart, batch_idx: int) -> bool:
@@ -127,9 +134,14 @@ def _find(
     module: "pl.LightningModule", trace: Trace, batch: MicroBatch, loss: Tensor | None, scaled: Tensor | None
 ) -> Finding | None:
     if trace.only is not None:
-        # Of what was not watched nothing is known: only finite inputs, or masks, speak for themselves.
-        own = (place for place, step in enumerate(trace.steps) if _is_own(step))
-        return next((_of_step(module, trace, place, batch) for place in own), None)
+        # Of what was not watched nothing is known: only finite inputs, masks and the batch speak for themselves.
+        for place, step in enumerate(trace.steps):
+            if _is_own(step):
+                return _of_step(module, trace, place, batch)
+            bad = next((each for each in step.sources if _whose(module, batch, each)[0] == "batch"), None)
+            if bad is not None:
+                return _of_origin(module, trace, batch, Origin(place, bad))
+        return None
     if loss is None or scaled is None:
         return None
     if is_finite(loss) is False:

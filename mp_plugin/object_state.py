@@ -4,6 +4,7 @@ import random
 import sys
 from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -60,8 +61,9 @@ class ObjectState:
 
     def restore(self) -> None:
         """Put everything back."""
-        for undo in self._undo:
-            undo()
+        with ExitStack() as undo:  # one that fails does not keep the others from being done
+            for each in reversed(self._undo):
+                undo.callback(each)
 
     def _look_into(self, value: Any) -> Iterable[Any]:
         """Remember what a value holds, and return it for a closer look."""

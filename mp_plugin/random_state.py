@@ -23,10 +23,6 @@ class RandomState:
     on_device: Tensor | None
     """None if the model computes on the CPU."""
 
-    def __call__(self) -> None:
-        """Go back to it; the same as `restore`."""
-        self.restore()
-
     def restore(self) -> None:
         """Go back to it. No sync."""
         random.setstate(self.python)
@@ -61,7 +57,7 @@ class RandomState:
 
 
 def capture_random_state(device: torch.device) -> RandomState:
-    """Remember the state of every random stream; calling what is returned goes back to it.
+    """Remember the state of every random stream, to go back to it.
 
     Python's, NumPy's if anybody imported it, torch's on the CPU and on the given device. No sync.
 
@@ -69,9 +65,9 @@ def capture_random_state(device: torch.device) -> RandomState:
         device: where the model computes.
 
     Example:
-        >>> restore = capture_random_state(torch.device("cpu"))
+        >>> before = capture_random_state(torch.device("cpu"))
         >>> first = torch.rand(1)
-        >>> restore()
+        >>> before.restore()
         >>> torch.equal(torch.rand(1), first)
         True
     """

@@ -29,7 +29,7 @@ def rehearsal(start: StepStart) -> Iterator[None]:
     """
     module = start.module
     with ExitStack() as undo:
-        undo.callback(capture_random_state(module.device))
+        undo.callback(capture_random_state(module.device).restore)
         undo.enter_context(unchanged(module))
         undo.callback(_set_gradients_aside(module))
         undo.callback(_silence_loggers(module.trainer))

@@ -31,7 +31,7 @@ class IncidentReporter:
         self._trainer = trainer
         self._plugin = plugin
         self._alerts = Alerts()
-        self._is_located = False
+        self._is_located = self._is_mute = False
         self._log: IncidentLog | None = None
         self._batches: BatchFolder | None = None
 
@@ -45,8 +45,18 @@ class IncidentReporter:
         if self._log is not None:
             self._log.append(incident, **extra)
         if is_traced:
-            console_of(self._trainer).print(incident_panel(incident))
+            self._print(incident)
             self._alerts.send(self._trainer, incident)
+
+    def _print(self, incident: Incident) -> None:
+        if self._is_mute:
+            return
+        try:
+            console_of(self._trainer).print(incident_panel(incident))
+        except Exception as error:  # a terminal that knows no such letters, or is gone, must not end a run
+            self._is_mute = True
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("Incidents cannot be shown here (%s); telemetry/incidents.jsonl has them.", reason)
 
     def _locate(self) -> None:
         if self._is_located:
@@ -67,6 +77,7 @@ class IncidentReporter:
         if self._batches is None or start is None:
             return {}
         file = None
+        start.restore_batches()  # a retry may have taken something out again
         batch = next((each for each in start.window if each.batch_idx == incident.batch_idx), None)
         if batch is not None and incident.rank == self._trainer.global_rank:
             file = self._batches.save(

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from mp_plugin.explain import Explainer, repeated
 from mp_plugin.retry import known_at_first, may_run_again, run_again
 from mp_plugin.scaling.guard import NOT_EXPLAINED, Explanation, StepGuard, Where
+from mp_plugin.scaling.verdict import has_other_ranks
 from mp_plugin.step_start import StepStart
 from mp_plugin.telemetry.events import Cause
 
@@ -65,8 +66,14 @@ def take_step(
     ):
         retries += 1
         incident = guard.back_off(optimizer, model, where, explanation)
-        with run_again(start):
-            result = closure()
+        try:
+            with run_again(start):
+                result = closure()
+        except BaseException:
+            # What ends the run now must not take the incident with it; other ranks would have to be asked.
+            if not has_other_ranks():
+                guard.conclude(incident, cured=False)
+            raise
         verdict = guard.verdict(optimizer)
         guard.conclude(incident, cured=not verdict.overflowed)
         explanation = repeated(explanation)

@@ -67,7 +67,7 @@ def run_exactly(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     named = arguments(operator, wide_args, wide_kwargs)
     if named.get("half_to_float"):  # a cast within the operator that only fp16 has
         wide_args = tuple(False if value is True else value for value in wide_args)
-    restore = capture_random_state(tensors[0].device if tensors else torch.device("cpu"))
+    random_state = capture_random_state(tensors[0].device if tensors else torch.device("cpu"))
     try:
         result = operator(*wide_args, **wide_kwargs)
     # A fused kernel may not take float64, and says so in its own way: the reason does without its exact result.
@@ -75,7 +75,7 @@ def run_exactly(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         log.debug("%s does not run in float64.", operator, exc_info=error)
         return None
     finally:
-        restore()
+        random_state.restore()
     return list(tensors_in(result)) or list(tensors_in(_written(operator, named)))
 
 

@@ -1,5 +1,6 @@
 """What the trace has to know about an operator of torch: what it reads and writes, and how numbers get through it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 BLANK = frozenset(
     {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize_", "set_"}
@@ -64,6 +66,10 @@ BATCH_STATISTICS = frozenset(
     | {"batch_norm_gather_stats", "batch_norm_gather_stats_with_counts", "_batch_norm_with_update_functional"}
 )
 """Batch normalisations for training alone, which do not say so by an argument."""
+
+
+BOUNDS = frozenset({"ord", "p", "norm_type", "min", "max", "min_val", "max_val"})
+"""Arguments for which Inf is an ordinary value."""
 
 
 class Flow(Enum):
@@ -184,8 +190,15 @@ def floating_tensors(value: Any) -> Iterator[Tensor]:
     return (tensor for tensor in tensors_in(value) if tensor.is_floating_point() or tensor.is_complex())
 
 
-def non_finite_constant(value: Any) -> bool:
-    """Whether a Python number among the arguments is NaN or Inf: a mask that somebody meant, or a mistake."""
-    if isinstance(value, float):
-        return value - value != 0
-    return isinstance(value, list | tuple) and any(non_finite_constant(each) for each in value)
+def non_finite_constant(arguments: Mapping[str, Any]) -> float | None:
+    """Return the NaN or Inf among an operator's Python numbers: a mask that somebody meant, or a mistake.
+
+    Args:
+        arguments: by name; bounds and orders may be infinite, and do not count.
+
+    Example:
+        >>> non_finite_constant({"mask": True, "value": float("-inf")})
+        -inf
+    """
+    numbers = (leaf for name, value in arguments.items() if name not in BOUNDS for leaf in tree_leaves(value))
+    return next((each for each in numbers if isinstance(each, float) and not math.isfinite(each)), None)

@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from mp_plugin.numerics.finiteness import is_finite, readable_values
 from mp_plugin.telemetry.exact import arguments, run_exactly
-from mp_plugin.telemetry.operators import floating_tensors, tensors_in
+from mp_plugin.telemetry.operators import floating_tensors, non_finite_constant, tensors_in
 from mp_plugin.telemetry.reason_rules import is_finite_number, readable, reason_by_rule
 
 log = logging.getLogger(__name__)
@@ -26,9 +25,6 @@ ARITHMETIC = (
     "convolution_backward sum cumsum prod cumprod mean linalg_vector_norm native_dropout _to_copy copy pow"
 )
 """With finite numbers and no rule broken, only the end of the format is left to make these go wrong."""
-BOUNDS = "ord p norm_type min max min_val max_val"
-"""Arguments that may well be infinite: the order of a norm, an open end of a range."""
-
 _Answer = TypeVar("_Answer")
 
 
@@ -38,8 +34,6 @@ class Diagnosis:
 
     reason: str
     """Plain words, such as `overflow: 131,072 is beyond the largest fp16 number, 65,504`."""
-    is_overflow: bool
-    """Whether a finite number beyond the largest of the format made it: the reason begins with `overflow`."""
     dtype: str
     """Number format of the output: fp16, bf16, fp32, fp64, else torch's name of it."""
     amax_in: float | None
@@ -83,26 +77,11 @@ def diagnose(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ou
         reason = specific or _general(name, inputs, outputs, dtype)
     return Diagnosis(
         reason=reason,
-        is_overflow=reason.startswith("overflow"),
         dtype=format_name(dtype),
         amax_in=_or(None, lambda: _finite_amax(inputs)),
         amax_out=_or(math.nan, lambda: _amax(list(floating_tensors(output)))),
         exact_amax=exact,
     )
-
-
-def constant_that_is_not_finite(named: Mapping[str, Any]) -> float | None:
-    """Return the NaN or Inf among an operator's Python numbers, as masks are filled with; None if all are finite.
-
-    Args:
-        named: its arguments by name.
-
-    Example:
-        >>> constant_that_is_not_finite({"mask": torch.tensor(True), "value": float("-inf")})
-        -inf
-    """
-    numbers = [leaf for name, value in named.items() if name not in BOUNDS.split() for leaf in tree_leaves(value)]
-    return next((each for each in numbers if isinstance(each, float) and not math.isfinite(each)), None)
 
 
 def format_name(dtype: torch.dtype) -> str:
@@ -126,7 +105,7 @@ def _specific(name: str, named: Mapping[str, Any]) -> str | None:
     """Explain it by what this very operator cannot do."""
     if name in UNWRITTEN.split():
         return "memory that nothing was written to yet"
-    constant = constant_that_is_not_finite(named)
+    constant = non_finite_constant(named)
     if constant is not None:
         how = "multiplied by" if name == "mul" else "filled with" if "fill" in name or "full" in name else "given"
         return f"{how} {constant}, a constant"

@@ -49,7 +49,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
 
     It sees what runs eagerly, on any device, in the forward and the backward pass; a backward operator is known by the
     line and the layer of its forward. Compiled code has to be run eagerly meanwhile. Arguments and results are not
-    changed. What cannot be looked at counts as finite, and as `unchecked`.
+    changed. What cannot be looked at counts as finite.
 
     Args:
         layers: knows which layer runs; entered together with the trace.
@@ -71,7 +71,6 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
     def __init__(self, layers: LayerStack, *, only: frozenset[Signature] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
-        self.unchecked = 0
         self.failure: Exception | None = None
         self.only = only
         self._only_operators = None if only is None else {operator for operator, _, _ in only}
@@ -170,7 +169,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         kinds = frozenset[Kind]().union(*(each for _, each in bad))
         is_constant = info.base == CONSTANT
         sources, made = self._flow(info, [] if is_constant else self._inputs(counted, now), bad, kinds)
-        has_constant = is_constant or any(map(non_finite_constant, counted.values()))
+        has_constant = is_constant or non_finite_constant(counted) is not None
         # +Inf for one element, by hand, is rather a mistake.
         meant = frozenset({Kind.negative_inf}) if is_constant else INFINITE
         is_filled = kinds <= meant and info.is_filling and has_constant
@@ -242,9 +241,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         return [self._source(each, kind, kind) for each in inputs for kind in each.kinds]
 
     def _kinds(self, tensor: Tensor) -> Kinds:
-        kinds = self._writers.kinds(tensor)
-        self.unchecked += kinds is None
-        return kinds or FINITE
+        return self._writers.kinds(tensor) or FINITE
 
 
 def _came_from(flow: Flow, into: Kind, held: Kinds) -> Kinds:

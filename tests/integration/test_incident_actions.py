@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from mp_plugin import AdaptivePrecision, LossScaling, Telemetry
 from mp_plugin.telemetry.advice import advice
 from mp_plugin.telemetry.events import Action, Cause, Direction
+from mp_plugin.telemetry.trace import Trace
 from tests.helpers.training import Regression, fit, regression_data, weights
 
 SCALE = 2.0**12
@@ -132,3 +133,23 @@ def test_a_bad_number_in_a_numpy_batch_is_the_data_s_fault() -> None:
         "batch_idx": SPOILED,
         "rank": 0,
     }
+
+
+def test_a_trace_that_fails_in_one_batch_of_a_window_goes_on_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks may wait for this one there."""
+    traces: list[Any] = []
+    original = Trace._look
+
+    def look(self: Trace, *arguments: Any) -> None:
+        if self not in traces:
+            traces.append(self)
+        if self is traces[0]:
+            raise ZeroDivisionError("cannot look")
+        original(self, *arguments)
+
+    monkeypatch.setattr(Trace, "_look", look)
+    plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=SCALE))
+    fit(plugin, Spoiled(lambda module, hidden: hidden / 0), accumulate_grad_batches=4)
+    (incident,) = plugin.incidents
+    assert (incident.operator, incident.batch_idx) == ("aten.div.Tensor", SPOILED)
+    assert incident.evidence["missing"] == ["some operators, by ZeroDivisionError: cannot look"]

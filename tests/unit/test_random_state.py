@@ -14,10 +14,10 @@ def draw() -> list[float]:
 
 def test_every_stream_goes_back() -> None:
     draw()
-    restore = capture_random_state(torch.device("cpu"))
+    before = capture_random_state(torch.device("cpu"))
     first = draw()
     assert draw() != first
-    restore()
+    before.restore()
     assert draw() == first
 
 
