@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from mp_plugin.scaling.verdict import Verdict, agree, agree_each, gradients, meeting_place
+from tests.helpers.ranks import run_on_ranks
 
 
 def test_gradients_in_order_without_the_missing_ones() -> None:
@@ -52,16 +52,17 @@ def test_the_largest_magnitude_travels_along() -> None:
     assert verdict | small == small | verdict == Verdict(overflowed=True, has_gradients=True, amax=3.5)
 
 
+@pytest.mark.xdist_group("ranks")
 def test_ranks_agree(tmp_path: Path) -> None:
     """Trap 18: an Inf on rank 1 alone, gradients on rank 0 alone, and the larger gradient, are known to both."""
-    mp.spawn(_agree_on_rank, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    run_on_ranks(_agree_on_rank, str(tmp_path))
     verdicts = [(tmp_path / f"rank{rank}").read_text() for rank in range(2)]
     assert verdicts == [f"{Verdict(overflowed=True, has_gradients=True, amax=2.0)} [True, False, True]"] * 2
 
 
-def _agree_on_rank(rank: int, store: str, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _agree_on_rank(out: str) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     verdict = agree(torch.tensor([float(rank)]), has_gradients=rank == 0, amax=torch.tensor(2.0 - rank))
     each = agree_each([rank == 0, False, rank == 1], [torch.optim.SGD([torch.zeros(1)], lr=1.0)] * 3)
     Path(out, f"rank{rank}").write_text(f"{verdict} {each}")
-    dist.destroy_process_group()
