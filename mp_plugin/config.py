@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Integral, Real
@@ -34,6 +34,8 @@ class AtMinScale(str, Enum):
     """Stop the run with the weights of the last good step."""
     skip = "skip"
     """Go on skipping steps, and counting them."""
+    fallback = "fallback"
+    """Run the layers in FP32 that are proved to cure the step; stop the run if none do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class LossScaling:
     max_scale: float = 2.0**24
     """Highest scale; from `init_scale` up to 2**64."""
     at_min_scale: AtMinScale = AtMinScale.raise_
-    """What `patience` overflows in a row at the lowest scale lead to: `raise` or `skip`."""
+    """What `patience` overflows in a row at the lowest scale lead to: `raise`, `skip` or `fallback`."""
     patience: int = 10
     """Overflows in a row, at a scale that cannot go lower, before `at_min_scale` applies; at least 1."""
     retries: int = 1
@@ -91,6 +93,56 @@ class LossScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fallback:
+    """Which layers of a model run in FP32, in a precision that is not: by rule, by a saved map, or by proof.
+
+    A layer in FP32 costs what FP32 costs for that layer; all others run as before.
+
+    Raises:
+        ConfigError: when a field is outside its range; the message names the field.
+
+    Example:
+        >>> Fallback(layers=["head", "blocks.*.attn"], types=["LayerNorm"]).layers
+        ('head', 'blocks.*.attn')
+    """
+
+    layers: tuple[str, ...] = ()
+    """Globs on qualified names, such as `blocks.*.attn`; `*` matches dots too, `|` parts alternatives. Each has to
+    match."""
+    types: tuple[str, ...] = ()
+    """Globs on class names, such as `*Norm*`, those of base classes too; `|` parts alternatives. Each has to match."""
+    auto: bool = False
+    """Whether layers are moved to FP32 that are proved to cure a batch that overflowed; needs fp32 weights."""
+    patience: int = 1
+    """Incidents cured by the same layers before these stay in FP32; at least 1. Before, it is for one batch only."""
+    max_fraction: float = 0.2
+    """Highest share of the parameter-bearing layers that `auto` moves to FP32, 0 to 1; above 0 at least one layer."""
+    probation_steps: int = 1000
+    """Clean steps after which a layer that `auto` moved is given back, and watched for as long; at least 1."""
+    underflow_tolerance: float = 0.05
+    """Share of a layer's gradient values that may flush to zero before a loss scale is too low for it, 0 to 1."""
+    map: str | None = None
+    """A `precision_map.yaml` of another run, whose layers in FP32 this run takes over; a path."""
+
+    def __post_init__(self) -> None:
+        """Check every field; lists become tuples and a path a string."""
+        _set(self, "layers", _names)
+        _set(self, "types", _names)
+        _set(self, "auto", _flag)
+        for name in ("patience", "probation_steps"):
+            _set(self, name, _count, 1)
+        for name in ("max_fraction", "underflow_tolerance"):
+            _set(self, name, _number, 0, 1, "0 to 1")
+        if self.map is not None:
+            _set(self, "map", _path)
+
+    @property
+    def names_layers(self) -> bool:
+        """Whether a rule or a map says which layers run in FP32."""
+        return bool(self.layers or self.types or self.map)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Telemetry:
     """How much a run finds out about each incident, and where it keeps what it found. Healthy steps cost nothing.
 
@@ -108,6 +160,8 @@ class Telemetry:
     """Where `telemetry/` is written, a path; None for the trainer's log directory."""
     keep_batches: bool = False
     """Whether to save each traced incident's batch beside it. Off, as batches can be private, and large."""
+    census: bool = False
+    """Whether the first step is run once more to count operators by layer and number format."""
 
     def __post_init__(self) -> None:
         """Check every field and turn a path into a string."""
@@ -115,6 +169,7 @@ class Telemetry:
         if self.directory is not None:
             _set(self, "directory", _path)
         _set(self, "keep_batches", _flag)
+        _set(self, "census", _flag)
 
 
 def _set(config: object, name: str, check: Callable[..., object], *bounds: object) -> None:
@@ -149,6 +204,13 @@ def _path(name: str, value: Any) -> str:
     if not isinstance(path, str) or not path.strip():
         raise ConfigError(f"{name}={value!r} is not accepted; accepted: a path that is not empty, or None.")
     return path
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not all(isinstance(each, str) and each.strip() for each in value):
+        raise ConfigError(f"{name}={value!r} is not accepted; accepted: a list of strings that are not empty.")
+    return tuple(each.strip() for each in value)
 
 
 def _flag(name: str, value: object) -> bool:

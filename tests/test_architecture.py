@@ -29,6 +29,7 @@ FLOORS = (
         "module_state",
         "report_incident",
         "run_view",
+        "proof",
     },
     {"report", "compare", "cli", "doctor"},
 )

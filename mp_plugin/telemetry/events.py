@@ -14,6 +14,8 @@ class Action(str, Enum):
     """The step was skipped and the loss scale lowered."""
     retry = "retry"
     """The loss scale was lowered and the same batch run again."""
+    fallback = "fallback"
+    """The `culprits` ran in FP32, and the same batch again; they stay there if the policy says so."""
     skip = "skip"
     """The step was skipped."""
     zeroed = "zeroed"
@@ -90,6 +92,8 @@ class Incident:
     """Largest magnitude of the origin's output: Inf, or NaN."""
     reason: str | None = None
     """What the operator did, in plain words: an overflow of its dtype, 0/0, the logarithm of zero."""
+    culprits: tuple[str, ...] = ()
+    """Qualified names of the smallest set of layers that was proved to cure the batch when run in FP32."""
     traced: bool = False
     """Whether this very incident was traced; if not, its origin is that of an earlier one it repeats, or unknown."""
     cured: bool = False
@@ -114,6 +118,7 @@ class Incident:
             **{
                 **known,
                 "parameters": tuple(values["parameters"]),
+                "culprits": tuple(values.get("culprits", ())),
                 "action": Action(values["action"]),
                 "cause": Cause(values.get("cause", "unknown")),
                 "direction": None if values.get("direction") is None else Direction(values["direction"]),

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
+from tests.helpers.training import ROOT
+
 LONGEST_RUN_SECONDS = 180
 """Ranks that part wait for each other; torch would let them for half an hour."""
 
@@ -44,6 +46,7 @@ def _start(rank: int, world_size: int, port: int, function: Callable[..., None],
     function(*arguments)
     # Not by way of the interpreter's end: a thread of gloo that lets go of a tensor then aborts the process, once in a
     # hundred times, be the group destroyed or not (pytorch#179291).
+    ROOT.cleanup()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

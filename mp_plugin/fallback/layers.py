@@ -1,0 +1,35 @@
+"""The layers of a model, by the names that a user knows."""
+
+from torch.nn import Module, ModuleDict, ModuleList
+
+from mp_plugin.parameter_names import plain_name
+
+
+def layers_by_name(root: Module) -> dict[str, Module]:
+    """Return every module below a root by its qualified name, in the order of the model, without wrappers.
+
+    A module that has several names goes by its first; under a name that a wrapper shares with what it wraps, the
+    wrapped module is found. The root itself is left out.
+
+    Example:
+        >>> list(layers_by_name(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())))
+        ['0', '1']
+    """
+    # The wrapped module comes after its wrapper, and takes over its name.
+    found = {plain_name(name): module for name, module in root.named_modules()}
+    return {name: module for name, module in found.items() if name}
+
+
+def has_forward(module: Module) -> bool:
+    """Whether a module is one that can be called: a list or a dictionary of modules is not."""
+    return not isinstance(module, ModuleList | ModuleDict) and type(module).forward is not Module.forward
+
+
+def bears_parameters(module: Module) -> bool:
+    """Whether a module holds parameters itself, not only in modules below it."""
+    return any(True for _ in module.parameters(recurse=False))
+
+
+def is_below(name: str, above: str) -> bool:
+    """Whether a layer lies inside another one, or is it."""
+    return name == above or name.startswith(f"{above}.")
