@@ -5,6 +5,7 @@ from typing import Any
 
 from mp_plugin.checks import is_count, is_number
 from mp_plugin.errors import CheckpointError
+from mp_plugin.fallback.policy import FallbackState
 from mp_plugin.modes import MODES
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.telemetry.record import RunRecord
@@ -17,19 +18,22 @@ OFFERED_KEYS = ("MixedPrecision", "FSDPPrecision")
 STOCK_KEYS = (*OFFERED_KEYS, "native_amp_scaling_state")
 """Where stock Lightning of any version keeps a scaler's state."""
 
-_OUR_OWN = ("version", "precision", "record")
+_OUR_OWN = ("version", "precision", "record", "fallback")
 _SCALER_STATE_OF_STOCK = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 _SETTINGS = ("growth_factor", "backoff_factor", "growth_interval")
 
 
-def pack(precision: str, scaler: LossScaler | None, record: RunRecord) -> dict[str, Any]:
+def pack(
+    precision: str, scaler: LossScaler | None, record: RunRecord, fallback: FallbackState | None = None
+) -> dict[str, Any]:
     """Return the plugin's state as plain types; its scaler part is one that `torch.amp.GradScaler` loads."""
     scaler_state = scaler.state_dict() if scaler is not None else {}
-    return {**scaler_state, "version": STATE_VERSION, "precision": precision, "record": record.state_dict()}
+    own = {"version": STATE_VERSION, "precision": precision, "record": record.state_dict()}
+    return {**scaler_state, **own, "fallback": (fallback or FallbackState()).as_dict()}
 
 
-def unpack(state: dict[str, Any], scaler: LossScaler | None) -> RunRecord:
-    """Load the scaler's state, if there is one on both sides, and return the counters.
+def unpack(state: dict[str, Any], scaler: LossScaler | None) -> tuple[RunRecord, FallbackState]:
+    """Load the scaler's state, if there is one on both sides, and return the counters and the layers in FP32.
 
     A checkpoint of another precision is welcome: it has no scale to give, or nobody takes it. Damage is refused all the
     same.
@@ -53,9 +57,11 @@ def unpack(state: dict[str, Any], scaler: LossScaler | None) -> RunRecord:
     if not isinstance(state.get("record"), dict):
         raise CheckpointError(f"The precision state has record={state.get('record')!r}; accepted: a dict of counters.")
     record = RunRecord.from_state_dict(state["record"])
+    # Checkpoints of earlier releases have none.
+    fallback = FallbackState.from_dict(state["fallback"]) if "fallback" in state else FallbackState()
     if MODES[precision].scales_loss:
         _load_scaler({key: value for key, value in state.items() if key not in _OUR_OWN}, receiver)
-    return record
+    return record, fallback
 
 
 def offer_to_stock(checkpoint: dict[str, Any], scaler: LossScaler | None) -> None:

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
 
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
+from mp_plugin.all_ranks import AllRanks
 from mp_plugin.config import Telemetry
 from mp_plugin.evidence import gather_evidence, tidy
-from mp_plugin.finding import Finding, find_live, is_backward_finite, is_forward_finite_in_fp32, trace_step
+from mp_plugin.finding import Finding, Scale, find_live, is_forward_finite_in_fp32, is_step_finite, trace_step
 from mp_plugin.live_trace import ARMED_STEPS, LiveTrace
 from mp_plugin.scaling.guard import Explanation, StepGuard
 from mp_plugin.scaling.verdict import gather, gradients
@@ -20,8 +20,6 @@ from mp_plugin.telemetry.cause import Evidence, decide_cause
 from mp_plugin.telemetry.events import Cause, Direction, Incident, Signature
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 class Explainer:
@@ -41,7 +39,8 @@ class Explainer:
         self._guard = guard
         self._telemetry = telemetry
         self._is_mixed = is_mixed
-        self._has_failed = self._has_armed = False
+        self.all_ranks = AllRanks()
+        self._has_armed = False
         self.live: LiveTrace | None = None
 
     def explain(self, optimizer: Optimizer, module: "pl.LightningModule", start: StepStart | None) -> Explanation:
@@ -54,7 +53,7 @@ class Explainer:
         """
         # What a step took out of its batch is looked at too.
         can_run_again = start is not None and start.can_run_again and bool(start.window) and start.restore_batches()
-        evidence, known = gather_evidence(self._guard, optimizer, module, start, self._on_all_ranks)
+        evidence, known = gather_evidence(self._guard, optimizer, module, start, self.all_ranks.each)
         if start is None or self._telemetry.max_traced == 0:
             return self._untraced(known, evidence, "off")
         if not all(gather(can_run_again)):
@@ -64,7 +63,7 @@ class Explainer:
             return repeated
         if self._guard.record.traces >= self._telemetry.max_traced:
             return self._untraced(known, evidence, "budget")
-        finding, rank = self._first(lambda: trace_step(start, self._guard.scaler), evidence)
+        finding, rank = self._first(lambda: trace_step(start, self._scale), evidence)
         if finding is None:
             if not start.is_window_whole:
                 evidence["missing"].append("earlier batches of this window were too large to be kept")
@@ -74,6 +73,10 @@ class Explainer:
         explanation = self._traced(finding, rank, known, {**evidence, "reproduced": True})
         self._probe(start, explanation)
         return explanation
+
+    @property
+    def _scale(self) -> Scale | None:
+        return self._guard.scaler.scale if self._guard.scaler is not None else None
 
     # Where a step cannot be run again.
 
@@ -177,7 +180,7 @@ class Explainer:
         if scaling is not None and known.loss_finite and known.scaled_loss_finite is False:
             # It shows by itself, and is known by the line of the loss, where a trace of known origins looks in vain.
             return {**_origin_of(scaling), "evidence": tidy(evidence)}
-        finding, rank = self._first(lambda: trace_step(start, self._guard.scaler, frozenset(origins)), evidence)
+        finding, rank = self._first(lambda: trace_step(start, self._scale, frozenset(origins)), evidence)
         if finding is None:
             return None
         earlier = origins[_signature(finding)]
@@ -199,40 +202,22 @@ class Explainer:
                     "the forward pass in FP32, of half weights",
                 ]
                 return
-            finite = self._everywhere(lambda: is_forward_finite_in_fp32(start, explanation["batch_idx"]), evidence)
+            finite = self.all_ranks.everywhere(
+                lambda: is_forward_finite_in_fp32(start, explanation["batch_idx"]), evidence
+            )
             evidence["forward_finite_in_fp32"] = finite
         elif explanation["cause"] in (Cause.loss, Cause.backward) and scaler is not None:
             lowest = scaler.config.min_scale
             if lowest < scaler.get_scale():
-                finite = self._everywhere(lambda: is_backward_finite(start, lowest), evidence)
+                finite = self.all_ranks.everywhere(lambda: is_step_finite(start, lowest), evidence)
                 evidence["backward_finite_at_lower_scale"] = finite
 
     # All ranks together.
 
     def _first(self, find: Callable[[], Finding | None], evidence: Explanation) -> tuple[Finding | None, int]:
         """Return what the first rank found that found something, and that rank; something vague only if all is."""
-        found = [(each, rank) for rank, each in enumerate(self._on_all_ranks(find, evidence)) if each is not None]
+        found = [(each, rank) for rank, each in enumerate(self.all_ranks.each(find, evidence)) if each is not None]
         return min(found, key=lambda pair: pair[0].is_vague, default=(None, 0))
-
-    def _everywhere(self, question: Callable[[], bool], evidence: Explanation) -> bool | None:
-        answers = self._on_all_ranks(question, evidence)
-        return None if None in answers else all(answers)
-
-    def _on_all_ranks(self, attempt: Callable[[], Result], evidence: Explanation) -> list[Result | None]:
-        """Return each rank's result, None where it failed; failures go to the evidence, the first one to the log."""
-        result, problem = None, None
-        # A diagnosis must not take down the run that it diagnoses.
-        try:
-            result = attempt()
-        except Exception as error:
-            problem = f"it failed: {type(error).__name__}: {error}"
-            if not self._has_failed:
-                self._has_failed = True
-                log.warning("An incident could not be traced; training goes on without it.", exc_info=error)
-        everywhere = gather((result, problem))
-        if problems := list(dict.fromkeys(problem for _, problem in everywhere if problem is not None)):
-            evidence["missing"] = [*evidence.get("missing", []), *problems]
-        return [result for result, _ in everywhere]
 
 
 def repeated(explanation: Explanation) -> Explanation:

@@ -1,6 +1,6 @@
 """Trace a training step in a rehearsal, and put into plain values what this rank found."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -13,7 +13,6 @@ from mp_plugin.numerics.finiteness import is_finite
 from mp_plugin.numerics.grad_stats import all_finite
 from mp_plugin.parameter_names import plain_name
 from mp_plugin.rehearsal import forward, rehearsal
-from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import has_other_ranks
 from mp_plugin.step_start import MicroBatch, StepStart
 from mp_plugin.telemetry.batch_report import non_finite_parts, tensors_by_path
@@ -28,6 +27,10 @@ CONSTANT = "aten.lift_fresh.default"
 """What takes in a Python number as a tensor."""
 
 CASTS = frozenset({"aten._to_copy.default", "aten.copy_.default"})
+
+
+Scale = Callable[[Tensor], Tensor]
+"""Multiplies a loss by the loss scale."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,14 +56,14 @@ class Finding:
     """Why some operators could not be looked at, so that an earlier one may be to blame."""
 
 
-def trace_step(start: StepStart, scaler: LossScaler | None, only: frozenset[Signature] | None = None) -> Finding | None:
+def trace_step(start: StepStart, scale: Scale | None, only: frozenset[Signature] | None = None) -> Finding | None:
     """Run a step again under a trace, batch by batch, until one of them tells where its non-finite numbers are from.
 
     All ranks together. With other ranks every batch is run to its end, as the ranks may meet in either pass.
 
     Args:
         start: where the step began.
-        scaler: scales the loss; None without loss scaling.
+        scale: scales a loss; None without loss scaling.
         only: look for these origins only; finds nothing else, and is faster.
     """
     found, failure = None, None
@@ -69,7 +72,7 @@ def trace_step(start: StepStart, scaler: LossScaler | None, only: frozenset[Sign
             layers = LayerStack(start.module)
             trace = Trace(layers, only=only)
             with layers, trace:
-                loss, scaled = _run(start.module, batch, scaler, trace)
+                loss, scaled = _run(start.module, batch, scale, trace)
             # Other ranks may wait for this one in the next batch: what went wrong here is told after the last.
             try:
                 found = found or _find(start.module, trace, batch, loss, scaled)
@@ -91,14 +94,28 @@ def is_forward_finite_in_fp32(start: StepStart, batch_idx: int) -> bool:
         return loss is not None and is_finite(loss) is not False
 
 
-def is_backward_finite(start: StepStart, scale: float) -> bool:
-    """Whether all gradients of a step are finite at another loss scale: one run of the step."""
+def is_step_finite(start: StepStart, scale: float, *, in_fp32: bool = False) -> bool:
+    """Whether all losses and gradients of a step are finite at another loss scale: one run of the step.
+
+    Args:
+        start: where the step began.
+        scale: what losses are multiplied by.
+        in_fp32: run without autocast.
+    """
+    device_type, finite = start.module.device.type, True
     with rehearsal(start):
         for batch in start.window:
-            loss = forward(start.module, batch)
-            if loss is not None:
-                start.module.backward(loss.float() * scale)
-        return bool(all_finite([each.grad for each in start.module.parameters() if each.grad is not None]))
+            inside = torch.autocast(device_type, enabled=False) if in_fp32 else None
+            loss = forward(start.module, batch, inside=inside)
+            if loss is None:
+                continue
+            finite &= is_finite(loss) is not False
+            # With other ranks every batch is run to its end, as the ranks may meet in either pass.
+            if not finite and not has_other_ranks():
+                return False
+            start.module.backward(loss.float() * scale)
+        gradients = [each.grad for each in start.module.parameters() if each.grad is not None]
+        return finite and bool(all_finite(gradients))
 
 
 def find_live(start: StepStart, trace: Trace, losses: Sequence[Tensor], gradients: Sequence[Tensor]) -> Finding | None:
@@ -118,12 +135,12 @@ def find_live(start: StepStart, trace: Trace, losses: Sequence[Tensor], gradient
 
 
 def _run(
-    module: "pl.LightningModule", batch: MicroBatch, scaler: LossScaler | None, trace: Trace
+    module: "pl.LightningModule", batch: MicroBatch, scale: Scale | None, trace: Trace
 ) -> tuple[Tensor | None, Tensor | None]:
     loss = forward(module, batch)
     if loss is None:
         return None, None
-    scaled = loss if scaler is None else scaler.scale(loss)
+    scaled = loss if scale is None else scale(loss)
     if has_other_ranks() or is_finite(scaled) is not False:
         with trace.backward():
             module.backward(scaled)

@@ -16,12 +16,13 @@ from mp_plugin.autocast import autocast
 from mp_plugin.callbacks import PrecisionMonitor, show_in_progress_bar
 from mp_plugin.casting import DTYPES, cast_floating, default_dtype
 from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
-from mp_plugin.config import LossScaling, Telemetry
+from mp_plugin.config import Fallback, LossScaling, Telemetry
 from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError
 from mp_plugin.explain import Explainer
 from mp_plugin.fsdp import FSDPCapable
 from mp_plugin.instance import replace_attribute
+from mp_plugin.layer_fallback import LayerFallback
 from mp_plugin.modes import parse_mode
 from mp_plugin.optimizers import refuse_what_cannot_be_scaled
 from mp_plugin.report_incident import IncidentReporter
@@ -47,6 +48,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         precision: `32-true`, `tf32`, `bf16-mixed`, `16-mixed`, `bf16-true` or `16-true`; short `fp32`, `bf16`, `fp16`.
             `16-mixed` on a CPU is real fp16, and slow on most.
         scaling: how the loss of a `16-mixed` run is scaled; None for the defaults there and for no scaling elsewhere.
+        fallback: which layers run in FP32, by rule or by proof; None for none beyond autocast's own rules.
         telemetry: how much is found out about an incident, and where it is kept; None for the defaults.
         device: autocast device type; None for the trainer's.
 
@@ -67,6 +69,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         precision: str | int = "bf16-mixed",
         *,
         scaling: LossScaling | None = None,
+        fallback: Fallback | None = None,
         telemetry: Telemetry | None = None,
         device: str | None = None,
     ) -> None:
@@ -75,6 +78,8 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             raise ConfigError(f"scaling={scaling!r} is not accepted; accepted: a LossScaling, or None.")
         if scaling is not None and not self.mode.scales_loss:
             raise ConfigError(f"precision={self.mode.name!r} has no loss scale to configure; accepted: scaling=None.")
+        if fallback is not None and not isinstance(fallback, Fallback):
+            raise ConfigError(f"fallback={fallback!r} is not accepted; accepted: a Fallback, or None.")
         if telemetry is not None and not isinstance(telemetry, Telemetry):
             raise ConfigError(f"telemetry={telemetry!r} is not accepted; accepted: a Telemetry, or None.")
         if device is not None:
@@ -85,6 +90,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self.telemetry = telemetry or Telemetry()
         self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
         self.explainer = Explainer(self.guard, self.telemetry, is_mixed=self.mode.is_mixed)
+        self.fallback = LayerFallback(fallback or Fallback(), self.mode)
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []
         self._is_fitting = True
@@ -116,13 +122,16 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self._is_fitting = trainer.state.fn == TrainerFn.FITTING
         if self.mode.compute == "tf32":
             self._undo.append(allow_tf32())
+        self._undo.append(self.fallback.connect(module, self._device_type))
         if self._is_fitting:
             if self.scaler is not None:
                 refuse_what_cannot_be_scaled(module, optimizers)
             if trainer.global_step == 0:
                 self.guard.start_afresh()
-            retries = self.scaler.config.retries if self.scaler is not None else 0
-            self.start = StepStart(module, retries=retries, is_traced=self.telemetry.max_traced > 0)
+                self.fallback.start_afresh()
+            may_step_again = self.guard.retries > 0 or self.fallback.may_act(self.guard)
+            is_traced = self.telemetry.max_traced > 0
+            self.start = StepStart(module, may_step_again=may_step_again, is_traced=is_traced)
             self._undo.append(tell_of_each_batch(trainer.strategy, self.start))
             monitor = PrecisionMonitor(self)
             trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
@@ -216,9 +225,12 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self, optimizer: Optimizer, model: "pl.LightningModule", closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
         after_closure = partial(self._after_closure, model, optimizer)
-        output = take_step(self.guard, self.explainer, self.start, optimizer, model, closure, after_closure, **kwargs)
+        steps = self.effective_step
+        helpers = (self.guard, self.explainer, self.fallback, self.start)
+        output = take_step(*helpers, optimizer, model, closure, after_closure, **kwargs)
         self.explainer.stepped()
         if model.automatic_optimization:
+            self.fallback.step_over(taken=self.effective_step > steps)
             if self.start is not None:
                 self.start.done()
             if self.scaler is not None:
@@ -242,13 +254,14 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return pack(self.mode.name, self.scaler, self.guard.record)
+        return pack(self.mode.name, self.scaler, self.guard.record, self.fallback.state)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning hands over the state for test, validate and predict too, where it would overwrite the run's own.
         if self._is_fitting:
-            self.guard.record = unpack(state_dict, self.scaler)
+            self.guard.record, proved = unpack(state_dict, self.scaler)
+            self.fallback.load(proved)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -58,9 +58,7 @@ def forward(
     strategy = trainer.strategy
     if batch.random_state is not None:
         batch.random_state.restore()
-    arguments = [batch.batch]
-    if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
-        arguments.append(batch.batch_idx)
+    arguments = arguments_of(module, batch)
     original = module.training_step
 
     def training_step(*args: Any, **kwargs: Any) -> Any:
@@ -77,6 +75,12 @@ def forward(
     finally:
         undo()
     return ClosureResult.from_training_step_output(output, trainer.accumulate_grad_batches).closure_loss
+
+
+def arguments_of(module: "pl.LightningModule", batch: MicroBatch) -> list[Any]:
+    """Return what Lightning calls a training step with."""
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    return [batch.batch, batch.batch_idx] if takes_index else [batch.batch]
 
 
 def _set_gradients_aside(module: "pl.LightningModule") -> Callable[[], None]:

@@ -2,23 +2,34 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
+from lightning.pytorch.strategies import ParallelStrategy
+from torch.optim import Optimizer
 
 from mp_plugin.hooks import silent
 from mp_plugin.module_state import counted_once
+from mp_plugin.rehearsal import arguments_of
 from mp_plugin.scaling.verdict import gather
-from mp_plugin.step_start import StepStart
+from mp_plugin.step_start import MicroBatch, StepStart
 
 log = logging.getLogger(__name__)
 
 
-def may_run_again(start: StepStart | None, retries: int) -> bool:
-    """Whether the batch of this step may be run once more, after so many times; puts the batch back if so.
+def may_run_again(start: StepStart | None, *, in_windows: bool = False) -> bool:
+    """Whether the batches of this step may be run once more; puts them back if so.
 
     All ranks together: what one of them cannot run again, none does.
+
+    Args:
+        start: where the step began.
+        in_windows: whether those of a window of accumulated batches may be too.
     """
-    if start is None or retries >= start.retries:
+    if start is None or not start.may_step_again or not (in_windows or start.is_single):
+        return False
+    if not all(gather(start.is_window_whole)):
         return False
     is_back = all(gather(start.restore_batches()))
     if not is_back:
@@ -40,6 +51,32 @@ def run_again(start: StepStart | None) -> Iterator[None]:
     with counted_once(start.module), silent(start.module, hooks):
         start.rewind()
         yield
+
+
+def run_earlier_batches(start: StepStart | None, optimizer: Optimizer) -> None:
+    """Run those batches of a window again that came before the last one, in `run_again`, to have their gradients back."""
+    assert start is not None, "a step is run again within a fit only"
+    if start.is_single:
+        return
+    module, strategy = start.module, start.module.trainer.strategy
+    # What they gave was added up with gradients that are not finite.
+    for parameter in module.parameters():
+        parameter.grad = None
+    *earlier, last = start.window
+    for batch in earlier:
+        unsynced = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        _restore_random_state(batch)
+        with unsynced:
+            output = strategy.training_step(*arguments_of(module, batch))
+            result = ClosureResult.from_training_step_output(output, module.trainer.accumulate_grad_batches)
+            if result.closure_loss is not None:
+                strategy.backward(result.closure_loss, optimizer)
+    _restore_random_state(last)
+
+
+def _restore_random_state(batch: MicroBatch) -> None:
+    if batch.random_state is not None:
+        batch.random_state.restore()
 
 
 def known_at_first(result: Any, again: Callable[[], Any]) -> Callable[[], Any]:

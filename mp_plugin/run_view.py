@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mp_plugin.layer_fallback import LayerFallback
 from mp_plugin.modes import Mode
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
@@ -13,6 +14,7 @@ class RunView:
 
     mode: Mode
     guard: StepGuard
+    fallback: LayerFallback
 
     @property
     def scaler(self) -> LossScaler | None:
@@ -36,13 +38,13 @@ class RunView:
 
     @property
     def retried_steps(self) -> int:
-        """Optimizer steps taken with the gradients of a batch that was run again at a lower loss scale."""
+        """Optimizer steps taken with the gradients of a batch that was run again."""
         return self.guard.record.retried_steps
 
     @property
     def fp32_layers(self) -> list[str]:
-        """Qualified names of layers kept in FP32 beyond autocast's own rules: none in this release."""
-        return []
+        """Qualified names of the layers in FP32 beyond autocast's own rules, in the order of the model."""
+        return list(self.fallback.names)
 
     @property
     def incidents(self) -> list[Incident]:

@@ -8,11 +8,12 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from mp_plugin.explain import Explainer, repeated
-from mp_plugin.retry import known_at_first, may_run_again, run_again
+from mp_plugin.layer_fallback import LayerFallback
+from mp_plugin.retry import known_at_first, may_run_again, run_again, run_earlier_batches
 from mp_plugin.scaling.guard import NOT_EXPLAINED, Explanation, StepGuard, Where
 from mp_plugin.scaling.verdict import has_other_ranks
 from mp_plugin.step_start import StepStart
-from mp_plugin.telemetry.events import Cause
+from mp_plugin.telemetry.events import Cause, Incident
 
 SPOILED_BY_A_HOOK: Explanation = {
     "cause": Cause.backward,
@@ -23,6 +24,7 @@ SPOILED_BY_A_HOOK: Explanation = {
 def take_step(
     guard: StepGuard,
     explainer: Explainer,
+    fallback: LayerFallback,
     start: StepStart | None,
     optimizer: Optimizer,
     model: "pl.LightningModule",
@@ -35,6 +37,7 @@ def take_step(
     Args:
         guard: decides, counts and steps.
         explainer: finds out why gradients are not finite.
+        fallback: finds layers that cure the step in FP32.
         start: where the step began, to go back to; None outside a fit.
         optimizer: what steps.
         model: whose step it is.
@@ -57,17 +60,15 @@ def take_step(
     is_whole = start is not None and start.forward_passes > forward_passes
     was_unscaled = guard.scaler is not None and guard.scaler.is_unscaled(optimizer)
     verdict = guard.verdict(optimizer)
-    retries, explanation, scale_is_to_blame = 0, NOT_EXPLAINED, False
-    if verdict.overflowed:
-        explanation = explainer.explain(optimizer, model, start)
-        scale_is_to_blame = guard.is_scale_to_blame(explanation)
-    while (
-        scale_is_to_blame and verdict.overflowed and guard.can_back_off and is_whole and may_run_again(start, retries)
-    ):
-        retries += 1
-        incident = guard.back_off(optimizer, model, where, explanation)
+    explanation, scale_is_to_blame, is_retried = NOT_EXPLAINED, False, False
+
+    def run_once_more(incident: Incident) -> None:
+        nonlocal result, verdict, is_retried
+        is_retried = True
         try:
             with run_again(start):
+                guard.forget_losses()
+                run_earlier_batches(start, optimizer)
                 result = closure()
         except BaseException:
             # What ends the run now must not take the incident with it; other ranks would have to be asked.
@@ -76,6 +77,27 @@ def take_step(
             raise
         verdict = guard.verdict(optimizer)
         guard.conclude(incident, cured=not verdict.overflowed)
+
+    if verdict.overflowed:
+        explanation = explainer.explain(optimizer, model, start)
+        if is_whole and fallback.may_act(guard) and may_run_again(start, in_windows=True):
+            cure = fallback.find_cure(start, explanation, guard, explainer.all_ranks)
+            if cure is not None:
+                run_once_more(guard.fall_back(optimizer, model, where, cure))
+                if verdict.overflowed:
+                    explanation = explainer.explain(optimizer, model, start)
+        scale_is_to_blame = guard.is_scale_to_blame(explanation)
+    backed_off = 0
+    while (
+        scale_is_to_blame
+        and verdict.overflowed
+        and guard.can_back_off
+        and is_whole
+        and backed_off < guard.retries
+        and may_run_again(start)
+    ):
+        backed_off += 1
+        run_once_more(guard.back_off(optimizer, model, where, explanation))
         explanation = repeated(explanation)
 
     def spoiled_by_a_hook() -> bool:
@@ -105,5 +127,5 @@ def take_step(
             guard.zero_(optimizer, model, where, SPOILED_BY_A_HOOK)
         return result
 
-    step = partial(guard.step, optimizer, verdict, where=where, retried=retries > 0)
+    step = partial(guard.step, optimizer, verdict, where=where, retried=is_retried)
     return step(known_at_first(result, again), **kwargs)

@@ -32,19 +32,20 @@ class StepStart:
 
     Args:
         module: what trains.
-        retries: times a batch may be run again to step with its gradients.
+        may_step_again: whether a batch may be run again to step with its gradients.
         is_traced: whether it may be run again to be looked at; without either, nothing random is remembered.
     """
 
-    def __init__(self, module: "pl.LightningModule", *, retries: int, is_traced: bool = False) -> None:
+    def __init__(self, module: "pl.LightningModule", *, may_step_again: bool, is_traced: bool = False) -> None:
         self.module = module
         self.buffers = LastGoodBuffers(module)
         # In manual optimization there is no closure, and a step that takes the iterator would take the next batch.
         self.can_run_again = (
             module.automatic_optimization and "dataloader_iter" not in signature(module.training_step).parameters
         )
-        self._retries = retries if self.can_run_again else 0
-        self._remembers_random_state = self.can_run_again and (is_traced or retries > 0)
+        self.may_step_again = may_step_again and self.can_run_again
+        """Whether a step may be run again for its gradients."""
+        self._remembers_random_state = self.can_run_again and (is_traced or may_step_again)
         self.forward_passes = 0
         self.window: list[MicroBatch] = []
         """The batches of this step that are still held, newest last."""
@@ -59,9 +60,9 @@ class StepStart:
         self._counters: dict[str, Any] = {}
 
     @property
-    def retries(self) -> int:
-        """Times this batch may be run again: never in a window, of which the closure holds the last batch only."""
-        return self._retries if self.module.trainer.accumulate_grad_batches == 1 else 0
+    def is_single(self) -> bool:
+        """Whether a step is one batch, and no window of accumulated ones, of which its closure holds the last only."""
+        return self.module.trainer.accumulate_grad_batches == 1
 
     def next_batch(self, batch: Any, batch_idx: int) -> None:
         """Call for each batch, when all hooks have seen it and before its first forward pass."""
@@ -108,7 +109,7 @@ class StepStart:
 
         The first time under a watch for every write: who writes to `.data` sometimes, and not then, goes unnoticed.
         """
-        if not (self.may_edit_after_backward and self.retries):
+        if not (self.may_edit_after_backward and self.may_step_again):
             yield
             return
         before = self._gradient_versions()

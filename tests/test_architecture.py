@@ -30,6 +30,9 @@ FLOORS = (
         "report_incident",
         "run_view",
         "proof",
+        "all_ranks",
+        "layer_fallback",
+        "take_census",
     },
     {"report", "compare", "cli", "doctor"},
 )

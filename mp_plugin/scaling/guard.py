@@ -114,6 +114,18 @@ class StepGuard:
         """Whether an overflow would lower the loss scale."""
         return self.scaler is not None and self.scaler.state_if_overflowed().scale < self.scaler.get_scale()
 
+    @property
+    def retries(self) -> int:
+        """Times a batch may be run again, each time at a lower loss scale."""
+        return self.scaler.config.retries if self.scaler is not None else 0
+
+    @property
+    def falls_back_at_floor(self) -> bool:
+        """Whether this overflow is the one at the lowest loss scale that `at_min_scale=fallback` waits for."""
+        if self.scaler is None or self.scaler.config.at_min_scale is not AtMinScale.fallback:
+            return False
+        return self.scaler.state_if_overflowed().overflows_at_floor >= self._patience
+
     def saw_loss(self, loss: Tensor) -> None:
         """Remember a loss, before it is scaled, until its gradients are used. No sync."""
         self.losses.append(loss.detach())
@@ -135,8 +147,15 @@ class StepGuard:
         self.scaler.update(run_again=True)
         return incident
 
+    def fall_back(self, optimizer: Optimizer, model: Module, where: Where, explanation: Explanation) -> Incident:
+        """Record the overflow, whose culprits run in FP32 now, so that the batch can be run again at the same scale."""
+        incident = self.note(optimizer, model, where, explanation, action=Action.fallback)
+        if self.scaler is not None:
+            self.scaler.discard(optimizer)
+        return incident
+
     def conclude(self, incident: Incident, *, cured: bool) -> None:
-        """Note how the run at a lower loss scale ended that followed an incident."""
+        """Note how the run of the same batch ended that followed an incident."""
         incident = replace(incident, cured=cured)
         self.record.incidents[-1] = incident
         self.report(incident)
@@ -212,7 +231,7 @@ class StepGuard:
         self.record.saw(incident.loss_scale)
         is_power_of_two = self.record.total_incidents.bit_count() == 1
         if where.rank == 0 and is_power_of_two:
-            log.warning("%s; %s%s.", incident, remark, self._consequence(incident.action))
+            log.warning("%s; %s%s.", incident, remark, self._consequence(incident))
         return incident
 
     def _stop_if_weights_are_lost(self, incident: Incident) -> None:
@@ -223,11 +242,14 @@ class StepGuard:
                 "step, so that no later step can be good; go back to an earlier checkpoint."
             )
 
-    def _consequence(self, action: Action) -> str:
+    def _consequence(self, incident: Incident) -> str:
+        action = incident.action
         if action is Action.zeroed:
             return "gradients of the second closure call zeroed"
         if action is Action.raise_:
             return "run stopped"
+        if action is Action.fallback:
+            return f"{', '.join(incident.culprits)} in fp32, batch run again"
         if self.scaler is None or action not in (Action.backoff, Action.retry):
             return "step skipped"
         lowered = f"loss scale lowered to {self.scaler.state_if_overflowed().scale:,.15g}"

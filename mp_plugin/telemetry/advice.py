@@ -49,6 +49,8 @@ def advice(incident: Incident) -> str:
         >>> advice(incident)
         'Use log_softmax, logsigmoid or logsumexp, or clamp in fp32: x.float().clamp(min=1e-6).'
     """
+    if incident.action is Action.fallback:
+        return _fallback(incident)
     if incident.cause is Cause.data:
         return _data(incident)
     if incident.cause is Cause.weights:
@@ -65,6 +67,11 @@ def advice(incident: Incident) -> str:
     if not re.search(OUT_OF_RANGE, incident.reason or ""):
         return "Look at what this operator is given: Telemetry(keep_batches=True) saves the batch to try it on."
     return _backward(incident) if incident.direction is Direction.backward else _forward(incident)
+
+
+def _fallback(incident: Incident) -> str:
+    layers = ", ".join(repr(name) for name in incident.culprits)
+    return f"Nothing: this was proved on the batch. Fallback(layers=[{layers}]) does it from the start of another run."
 
 
 def _data(incident: Incident) -> str:
@@ -104,13 +111,17 @@ def _forward(incident: Incident) -> str:
     if tensor is not None:
         grown = "Normalise it" if tensor.startswith("batch") else "It has grown: lower the learning rate"
         return f"Look at {tensor}, which is cast to fp16 here. {grown}, or use bf16, which has the range of fp32."
-    layer = incident.layer or "this line"
-    return f"Use bf16, which has the range of fp32, or run {layer} in fp32, with autocast disabled around it."
+    if not incident.layer:
+        return "Use bf16, which has the range of fp32, or run this line in fp32, with autocast disabled around it."
+    return (
+        "Fallback(auto=True) runs in fp32 what has to be, Fallback(layers=[...]) the layers that you name. Or use bf16, "
+        "which has the range of fp32."
+    )
 
 
 def _backward(incident: Incident) -> str:
     if incident.evidence.get("backward_finite_at_lower_scale") is False:
-        return "A lower loss scale was no cure: look at what multiplies the gradient here, or use bf16."
+        return "A lower loss scale was no cure: Fallback(auto=True) finds the layers that have to run in fp32. Or use bf16."
     if incident.loss_scale == 1:
         return "Look at what multiplies the gradient here: a large weight, a division by a small number."
     if incident.action is Action.retry and not incident.cured:

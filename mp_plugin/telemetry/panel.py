@@ -98,9 +98,11 @@ def _why(incident: Incident) -> Iterator[str]:
 def _done(incident: Incident) -> str:
     lowered = f"loss scale lowered from {incident.loss_scale:,.15g}"
     outcome = ", finite this time" if incident.cured else ", still not finite"
+    until = "from now on" if incident.evidence.get("proof", {}).get("stays") else "for this batch"
     return {
         Action.backoff: f"step skipped, {lowered}",
         Action.retry: f"{lowered}, batch run again{outcome}",
+        Action.fallback: f"{', '.join(incident.culprits)} in fp32 {until}, batch run again{outcome}",
         Action.skip: "step skipped",
         Action.zeroed: "gradients of the second closure call of the step zeroed",
         Action.raise_: "run stopped",

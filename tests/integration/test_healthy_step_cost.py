@@ -161,7 +161,7 @@ class Unwatched(Watched):
     def look(self) -> None:
         start: Any = self.trainer.precision_plugin.start
         # Where a batch may be run again, the first call of `on_after_backward` is watched: does it edit gradients?
-        if not start.is_rehearsing and (start.retries == 0 or self.trainer.fit_loop.batch_idx > 0):
+        if not start.is_rehearsing and (not start.may_step_again or self.trainer.fit_loop.batch_idx > 0):
             self.looked += 1
             assert {path: self.hooks_of(module) for path, module in self.named_modules()} == self.own
             assert torch._C._len_torch_dispatch_stack() == 0

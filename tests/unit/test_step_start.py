@@ -23,7 +23,7 @@ class TakesTheIterator(Net):
 
 
 def start_of(module: Net, *, is_traced: bool = True) -> StepStart:
-    return StepStart(module, retries=1, is_traced=is_traced)
+    return StepStart(module, may_step_again=True, is_traced=is_traced)
 
 
 def test_a_window_holds_its_batches_until_it_is_over() -> None:
@@ -83,9 +83,13 @@ def test_a_rehearsal_marks_nothing() -> None:
     assert module.norm.num_batches_tracked == 0
 
 
-@pytest.mark.parametrize(("is_traced", "retries", "remembers"), [(True, 0, True), (False, 1, True), (False, 0, False)])
-def test_random_streams_are_remembered_for_those_who_go_back(is_traced: bool, retries: int, remembers: bool) -> None:
-    start = StepStart(Net(), retries=retries, is_traced=is_traced)
+@pytest.mark.parametrize(
+    ("is_traced", "may_step_again", "remembers"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_random_streams_are_remembered_for_those_who_go_back(
+    is_traced: bool, may_step_again: bool, remembers: bool
+) -> None:
+    start = StepStart(Net(), may_step_again=may_step_again, is_traced=is_traced)
     start.next_batch(torch.ones(1), 0)
     start.mark()
     assert (start.window[0].random_state is not None) == remembers
@@ -97,9 +101,9 @@ def test_what_cannot_be_run_again_is_not_retried() -> None:
     for module in (manual, TakesTheIterator()):
         start = start_of(module)
         assert not start.can_run_again
-        assert start.retries == 0
-    assert start_of(Net()).retries == 1
-    assert start_of(Net(window=2)).retries == 0
+        assert not start.may_step_again
+    assert start_of(Net()).may_step_again
+    assert [start_of(Net(window=window)).is_single for window in (1, 2)] == [True, False]
 
 
 @pytest.mark.parametrize(

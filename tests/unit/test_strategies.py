@@ -37,7 +37,7 @@ def test_the_strategy_s_own_hook_is_called_too() -> None:
     module = Regression()
     strategy = Listening()
     module.trainer = quiet_trainer()
-    undo = tell_of_each_batch(strategy, StepStart(module, retries=0))
+    undo = tell_of_each_batch(strategy, StepStart(module, may_step_again=False))
     strategy.on_train_batch_start([], 3)
     undo()
     assert strategy.heard == [3]

@@ -49,8 +49,8 @@ def test_says_what_where_why_what_was_done_and_what_to_do() -> None:
         "why    overflow: 131,072 is beyond the largest fp16 number, 65,504",
         "the same batch is finite in fp32",
         "done   step skipped",
-        "to do  Use bf16, which has the range of fp32, or run encoder.layers.3.self_attn.out_proj in fp32, with",
-        "autocast disabled around it.",
+        "to do  Fallback(auto=True) runs in fp32 what has to be, Fallback(layers=[...]) the layers that you",
+        "name. Or use bf16, which has the range of fp32.",
     ]
 
 
@@ -72,7 +72,9 @@ def test_a_long_name_is_folded_and_not_lost() -> None:
 def test_names_are_text_and_not_markup(name: str) -> None:
     changes = {"layer": name, "location": f"{name}.py:1 in f", "reason": f"overflow in {name}"}
     text = "\n".join(content(traced(**changes)))
-    assert text.count(name) == 4  # in the advice as well
+    assert text.count(name) == 3
+    proved = traced(action=Action.fallback, culprits=(name,))
+    assert "\n".join(content(proved)).count(name) == 2  # what was done, and the advice
     assert name in "\n".join(content(incident(parameters=(name,))))
 
 
@@ -97,6 +99,14 @@ def test_names_are_text_and_not_markup(name: str) -> None:
         (
             {"action": Action.retry, "cured": True},
             "done   loss scale lowered from 1,024, batch run again, finite this time",
+        ),
+        (
+            {"action": Action.fallback, "culprits": ("a", "b"), "cured": True, "evidence": {"proof": {"stays": True}}},
+            "done   a, b in fp32 from now on, batch run again, finite this time",
+        ),
+        (
+            {"action": Action.fallback, "culprits": ("a",), "evidence": {"proof": {"stays": False}}},
+            "done   a in fp32 for this batch, batch run again, still not finite",
         ),
         ({"action": Action.zeroed}, "done   gradients of the second closure call of the step zeroed"),
         ({"action": Action.raise_}, "done   run stopped"),

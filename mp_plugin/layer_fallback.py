@@ -1,0 +1,206 @@
+"""Which layers of a run are in FP32: by rule and by map from the start, by proof as it goes on."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.nn import Module
+
+from mp_plugin.all_ranks import AllRanks
+from mp_plugin.casting import DTYPES
+from mp_plugin.config import AtMinScale, Fallback
+from mp_plugin.errors import ConfigError
+from mp_plugin.fallback.islands import Islands
+from mp_plugin.fallback.layers import bears_parameters, is_below, layers_by_name
+from mp_plugin.fallback.policy import FallbackState, Share, after_proof, after_step, is_within
+from mp_plugin.fallback.precision_map import PrecisionMap
+from mp_plugin.fallback.rules import select_layers
+from mp_plugin.modes import Mode
+from mp_plugin.proof import prove
+from mp_plugin.scaling.guard import Explanation, StepGuard
+from mp_plugin.step_start import StepStart
+from mp_plugin.telemetry.events import Cause, Signature
+
+log = logging.getLogger(__name__)
+
+
+class LayerFallback:
+    """Keep the layers of a run in FP32 that belong there, and no others.
+
+    The set changes between two steps only, on all ranks alike.
+
+    Args:
+        config: rules, and what may be decided on the way.
+        mode: the precision of all other layers.
+    """
+
+    def __init__(self, config: Fallback, mode: Mode) -> None:
+        _check(config, mode)
+        self.config = config
+        self.state = FallbackState()
+        self.report: Callable[[dict[str, Any]], None] = _ignore
+        """Tells the world of a layer that was given back."""
+        self.names: tuple[str, ...] = ()
+        """Qualified names of the layers in FP32, in the order of the model; those of the last fit after it."""
+        self._mode = mode
+        self._map = PrecisionMap.load(config.map) if config.map is not None else None
+        self._chosen: dict[str, str] = {}
+        self._islands: Islands | None = None
+        self._hopeless: set[Signature] = set()
+
+    # Setting up and taking down.
+
+    def start_afresh(self) -> None:
+        """Forget what was proved in another fit."""
+        self.state = FallbackState()
+        self._hopeless.clear()
+
+    def choose(self, module: Module) -> dict[str, str]:
+        """Find the layers that rules and map name, each with the reason why.
+
+        Raises:
+            ConfigError: for a rule that matches nothing, a map of another model, or two that contradict each other.
+        """
+        ruled = select_layers(module, layers=self.config.layers, types=self.config.types)
+        mapped: dict[str, str] = {}
+        if self._map is not None:
+            self._map.check_fits(module)
+            self._map.check_agrees(ruled)
+            mapped = {name: f"map: {why}" for name, why in self._map.islands.items()}
+        chosen = {**mapped, **{name: f"rule: {rule}" for name, rule in ruled.items()}}
+        return {name: chosen[name] for name in layers_by_name(module) if name in chosen}
+
+    def connect(self, module: "pl.LightningModule", device_type: str) -> Callable[[], None]:
+        """Move the layers that belong there to FP32; returns what undoes it."""
+        self._chosen = self.choose(module)
+        self.names = ()
+        if self._mode.compute in ("fp32", "tf32"):
+            return _do_nothing
+        output_dtype = None if self._mode.is_mixed else DTYPES[self._mode.weights]
+        self._islands = Islands(module, device_type=device_type, output_dtype=output_dtype)
+        self.settle()
+        return self._disconnect
+
+    def _disconnect(self) -> None:
+        if self._islands is not None:
+            self._islands.set(())
+            self._islands = None
+
+    def settle(self) -> None:
+        """Run exactly those layers in FP32 that were chosen or stay there by proof."""
+        if self._islands is not None:
+            self._exchange({*self._chosen, *self.state.demoted})
+
+    def _exchange(self, names: set[str]) -> None:
+        assert self._islands is not None, "only called while connected"
+        if names != set(self._islands.names):
+            self._islands.set(names)
+        self.names = self._islands.names
+
+    # On the way.
+
+    def may_act(self, guard: StepGuard) -> bool:
+        """Whether an incident may move layers to FP32."""
+        scaler = guard.scaler
+        falls_back = scaler is not None and scaler.config.at_min_scale is AtMinScale.fallback
+        return self._mode.is_mixed and (self.config.auto or falls_back)
+
+    def find_cure(
+        self, start: StepStart | None, explanation: Explanation, guard: StepGuard, all_ranks: AllRanks
+    ) -> Explanation | None:
+        """Prove which layers cure an incident in FP32, and move them there for the batch at hand; all ranks together.
+
+        Returns:
+            The explanation with its culprits; None if no layer may or can cure it.
+        """
+        signature = (explanation.get("operator"), explanation.get("location"), explanation.get("direction"))
+        islands = self._islands
+        if islands is None or start is None or signature in self._hopeless:
+            return None
+        if not self._is_worth_it(start, explanation, guard):
+            return None
+        scale = guard.scaler.config.min_scale if guard.scaler is not None else 1.0
+        found = prove(start, explanation, islands, scale, all_ranks)
+        proof = explanation["evidence"].get("proof", {})
+        if found is None or not found.layers:
+            self._hopeless.add(signature)
+            return None
+        demoted = {*self.state.demoted, *found.layers}
+        share = _share(start.module, demoted)
+        if not is_within(share, members=len(demoted), max_fraction=self.config.max_fraction):
+            proof["refused"] = (
+                f"{', '.join(found.layers)} in FP32 would make {share.layers} of {share.total} layers, beyond "
+                f"Fallback.max_fraction={self.config.max_fraction:.15g}"
+            )
+            log.warning("%s cures step %d, but %s.", found.layers, guard.record.steps, proof["refused"])
+            self._hopeless.add(signature)
+            return None
+        why = f"proved: {_in_words(explanation)}"
+        self.state, stays = after_proof(self.state, found.layers, why=why, step=guard.record.steps, config=self.config)
+        proof["stays"] = stays
+        self._exchange({*islands.names, *found.layers})
+        return {**explanation, "culprits": found.layers}
+
+    def _is_worth_it(self, start: StepStart, explanation: Explanation, guard: StepGuard) -> bool:
+        """Whether an incident is one that layers in FP32 may cure, and that can be run again to prove it."""
+        if not self._mode.is_mixed or explanation.get("operator") is None:
+            return False
+        if not (start.can_run_again and start.is_window_whole):
+            return False
+        if explanation["cause"] is Cause.forward:
+            return self.config.auto
+        if explanation["cause"] is not Cause.backward:
+            return False
+        if explanation["evidence"].get("backward_finite_at_lower_scale") is not False and guard.can_back_off:
+            return False
+        return self.config.auto or guard.falls_back_at_floor
+
+    def step_over(self, *, taken: bool) -> None:
+        """Note that an optimizer step was taken or skipped: layers in FP32 for its batch alone go back now."""
+        if taken:
+            self.state, given_back = after_step(self.state, self.config)
+            if given_back:
+                self.report({"event": "given back", "layers": list(given_back)})
+        self.settle()
+
+    # Checkpoints.
+
+    def load(self, state: FallbackState) -> None:
+        """Take over what was proved before a checkpoint was written."""
+        if state.demoted and not self.config.auto:
+            names = ", ".join(state.demoted)
+            log.warning("The checkpoint's run had %s in FP32 by proof; Fallback(auto=True) would keep that.", names)
+            return
+        self.state = state
+        self.settle()
+
+
+def _check(config: Fallback, mode: Mode) -> None:
+    if mode.name == "tf32" and (config.names_layers or config.auto):
+        raise ConfigError(f"fallback={config} is not accepted with 'tf32', a switch of all layers; accepted: None.")
+    if config.auto and mode.weights != "fp32":
+        raise ConfigError(
+            f"Fallback.auto=True is not accepted with precision={mode.name!r}, as an optimizer cannot be given weights of "
+            "another format on the way; accepted: Fallback(layers=[...]), or auto with '16-mixed' or 'bf16-mixed'."
+        )
+
+
+def _share(module: Module, names: set[str]) -> Share:
+    bearing = [name for name, layer in layers_by_name(module).items() if bears_parameters(layer)]
+    covered = [name for name in bearing if any(is_below(name, above) for above in names)]
+    return Share(layers=len(covered), total=len(bearing))
+
+
+def _in_words(explanation: Explanation) -> str:
+    layer, location = explanation.get("layer"), explanation.get("location")
+    where = "".join([f" in {layer}" if layer else "", f" ({location})" if location else ""])
+    return f"{explanation['operator']} made {explanation['kind']}{where}"
+
+
+def _ignore(_: dict[str, Any]) -> None:
+    pass
+
+
+def _do_nothing() -> None:
+    pass

@@ -1,0 +1,68 @@
+"""Prove which layers have to run in FP32 for a step to be finite, by running it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from mp_plugin.all_ranks import AllRanks
+from mp_plugin.fallback.islands import Islands
+from mp_plugin.fallback.isolate import Isolation, isolate
+from mp_plugin.fallback.layers import has_forward, layers_by_name
+from mp_plugin.finding import is_step_finite, trace_step
+from mp_plugin.scaling.guard import Explanation
+from mp_plugin.step_start import StepStart
+from mp_plugin.telemetry.events import Direction
+
+MOST_RERUNS = 64
+"""Runs of one batch: enough for three independent culprits among 300 layers, and an end for what has no cure."""
+
+
+def prove(
+    start: StepStart, explanation: Explanation, islands: Islands, scale: float, all_ranks: AllRanks
+) -> Isolation | None:
+    """Find the smallest set of layers that makes a step finite when they run in FP32; all ranks together.
+
+    Args:
+        start: where the step began.
+        explanation: of its overflow; its evidence is added to.
+        islands: of the model; what is in FP32 already stays so, and is not searched.
+        scale: the lowest loss scale there is: a higher one is nothing that a layer could cure.
+        all_ranks: which try everything together.
+
+    Returns:
+        What was found; None if the step is not finite even wholly in FP32, which no layer can cure.
+    """
+    evidence: dict[str, Any] = explanation["evidence"]
+    reruns = 0
+
+    def is_finite(*, in_fp32: bool = False) -> bool:
+        nonlocal reruns
+        reruns += 1
+        return all_ranks.everywhere(lambda: is_step_finite(start, scale, in_fp32=in_fp32), evidence) or False
+
+    if evidence.get("forward_finite_in_fp32") is not True or explanation.get("direction") is Direction.backward:
+        evidence["step_finite_in_fp32"] = is_finite(in_fp32=True)
+        if not evidence["step_finite_in_fp32"]:
+            return None
+    before = islands.names
+
+    def cures(layers: frozenset[str]) -> bool:
+        with islands.tried({*before, *layers}):
+            return is_finite()
+
+    def next_origin(layers: frozenset[str]) -> str | None:
+        nonlocal reruns
+        reruns += 1
+        with islands.tried({*before, *layers}):
+            found = all_ranks.each(lambda: trace_step(start, _times(scale)), evidence)
+        return next((str(each.origin["layer"] or "") for each in found if each is not None), None)
+
+    candidates = [name for name, layer in layers_by_name(start.module).items() if has_forward(layer)]
+    found = isolate(cures, candidates, origin=explanation.get("layer"), next_origin=next_origin, limit=MOST_RERUNS)
+    evidence["proof"] = {**found.as_dict(), "reruns": reruns}
+    return found
+
+
+def _times(scale: float) -> Callable[[Tensor], Tensor]:
+    return lambda loss: loss.float() * scale
