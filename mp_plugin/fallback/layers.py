@@ -1,6 +1,8 @@
 """The layers of a model, by the names that a user knows."""
 
-from torch.nn import Module, ModuleDict, ModuleList
+from torch.jit import ScriptModule
+from torch.nn import Module
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mp_plugin.parameter_names import plain_name
 
@@ -20,9 +22,28 @@ def layers_by_name(root: Module) -> dict[str, Module]:
     return {name: module for name, module in found.items() if name}
 
 
+def names_of(root: Module) -> dict[Module, list[str]]:
+    """Return every module below a root with all its names, in the order of the model, without wrappers.
+
+    The first of its names is that in `layers_by_name`. A wrapper has none.
+    """
+    by_name = {plain_name(name): module for name, module in root.named_modules(remove_duplicate=False)}
+    names: dict[Module, list[str]] = {}
+    for name, module in by_name.items():
+        if module is not root:
+            names.setdefault(module, []).append(name)
+    return names
+
+
 def has_forward(module: Module) -> bool:
-    """Whether a module is one that can be called: a list or a dictionary of modules is not."""
-    return not isinstance(module, ModuleList | ModuleDict) and type(module).forward is not Module.forward
+    """Whether a module is one that is called: a list or a dictionary of modules is not.
+
+    Nor is the last projection of torch's attention, whose weights the attention itself reads.
+    """
+    if isinstance(module, ScriptModule):  # whose class cannot be asked
+        return True
+    has_one = type(module).forward is not Module.forward or "forward" in vars(module)
+    return has_one and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def bears_parameters(module: Module) -> bool:
