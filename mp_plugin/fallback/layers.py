@@ -14,7 +14,8 @@ def layers_by_name(root: Module) -> dict[str, Module]:
     wrapped module is found. The root itself is left out.
 
     Example:
-        >>> list(layers_by_name(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())))
+        >>> from torch.nn import Linear, ReLU, Sequential
+        >>> list(layers_by_name(Sequential(Linear(2, 2), ReLU())))
         ['0', '1']
     """
     # The wrapped module comes after its wrapper, and takes over its name.

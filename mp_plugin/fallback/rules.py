@@ -81,11 +81,11 @@ def _chosen_by(
     rule: str, field: str, model: _Model, names_of_layer: Callable[[Module], list[str]], clean: Callable[[str], str]
 ) -> list[Module]:
     globs = [clean(glob.strip()) for glob in rule.split("|")]
-    found = [
-        layer
-        for layer in model.names
-        if any(fnmatchcase(name, glob) for name in names_of_layer(layer) for glob in globs)
-    ]
+
+    def is_named(layer: Module) -> bool:
+        return any(fnmatchcase(name, glob) for name in names_of_layer(layer) for glob in globs)
+
+    found = [layer for layer in model.names if is_named(layer)]
     layers = [layer for each in found for layer in model.that_are_called(each)]
     if layers:
         return layers

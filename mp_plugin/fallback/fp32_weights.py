@@ -1,0 +1,118 @@
+"""FP32 weights for some layers of a model whose weights are half."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch.nn import Module
+
+from mp_plugin.errors import UnsupportedError
+from mp_plugin.fallback.island_class import HALF
+from mp_plugin.fallback.layers import has_forward, layers_by_name, names_of
+from mp_plugin.parameter_names import plain_name
+
+
+@contextmanager
+def kept_in_fp32(root: Module, names: Iterable[str]) -> Iterator[None]:
+    """Keep the parameters and floating-point buffers of some layers in FP32 while the block casts the model.
+
+    They are what they were before the block, not what is left of them in half. What was half before is cast up.
+    Parameters stay the same objects, tied ones stay tied. No optimizer may hold them yet.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+        >>> with kept_in_fp32(net, ["1"]):
+        ...     _ = net.half()
+        >>> net[0].weight.dtype, net[1].weight.dtype
+        (torch.float16, torch.float32)
+    """
+    wanted = frozenset(names)
+    layers = [layer for name, layer in layers_by_name(root).items() if name in wanted]
+    parts = list({part: None for layer in layers for part in layer.modules()})
+    parameters = [(parameter, parameter.data) for part in parts for parameter in part.parameters(recurse=False)]
+    buffers = [
+        (part._buffers, name, buffer)
+        for part in parts
+        for name, buffer in part.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    ]
+    yield
+    for parameter, before in parameters:
+        if parameter.dtype in HALF:
+            parameter.data = before
+    for place, name, value in buffers:
+        now = place[name]
+        if now is not None and now.dtype in HALF:
+            place[name] = value
+    for layer in layers:
+        to_fp32_(layer)
+
+
+def to_fp32_(layer: Module) -> None:
+    """Cast the fp16 and bf16 parameters and buffers of a layer and all below it to FP32, in place.
+
+    Parameters stay the same objects, tied ones stay tied; fp64 and integers are left alone.
+    """
+    # Not a walk over the parameters: some modules keep lists of their own, which `_apply` brings up to date.
+    layer._apply(lambda tensor: tensor.float() if tensor.dtype in HALF else tensor)
+
+
+def tied_layers(root: Module, names: Iterable[str]) -> dict[str, str]:
+    """Return the layers that need to be islands as well where the weights of some layers are FP32, with the reason.
+
+    These hold a parameter or a module of such a layer too, and are called beside it: half inputs do not go with FP32
+    weights. Where nobody calls the holder, a list of parameters for one, it is the layer around it.
+
+    Args:
+        root: the model.
+        names: of the layers in FP32.
+
+    Raises:
+        UnsupportedError: when the model itself holds such a parameter.
+
+    Example:
+        >>> from torch.nn import Embedding, Linear, ModuleDict
+        >>> net = ModuleDict({"embed": Embedding(4, 2), "head": Linear(2, 4, bias=False)})
+        >>> net["head"].weight = net["embed"].weight
+        >>> tied_layers(net, ["head"])
+        {'embed': 'tied to head'}
+    """
+    own_names = names_of(root)
+    by_name = {name: layer for layer, own in own_names.items() for name in own}
+    islands = [by_name[name] for name in names]
+    reasons: dict[Module, str] = {}
+    for island in islands:  # which grows as it is walked through: what is tied may tie others
+        source = own_names[island][0]
+        for name in _holders(root, island, islands):
+            holder = by_name[_called_for(name, by_name, source)]
+            if holder not in islands:
+                islands.append(holder)
+                reasons[holder] = f"tied to {source}"
+    return {names[0]: reasons[layer] for layer, names in own_names.items() if layer in reasons}
+
+
+def _holders(root: Module, island: Module, islands: list[Module]) -> Iterator[str]:
+    """Yield the names, outside of all islands, at which an island's modules or parameters are found once more."""
+    inside = set(island.modules())
+    weights = {id(weight) for weight in island.parameters()}
+    todo = [("", root)]
+    while todo:
+        name, module = todo.pop()
+        if module in islands:
+            continue
+        if module in inside or any(id(weight) in weights for weight in module.parameters(recurse=False)):
+            yield plain_name(name)
+        else:
+            todo += [(f"{name}.{child}".lstrip("."), below) for child, below in module._modules.items() if below]
+
+
+def _called_for(name: str, by_name: dict[str, Module], source: str) -> str:
+    """Return the name of the layer, or the next one around it, that is called."""
+    holder = name
+    while holder and not has_forward(by_name[holder]):
+        holder = holder.rpartition(".")[0]
+    if not holder:
+        raise UnsupportedError(
+            f"Layer {source!r} cannot run in FP32: {name or 'the model'} itself, which cannot, holds a parameter of it."
+        )
+    return holder
