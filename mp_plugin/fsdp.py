@@ -1,13 +1,13 @@
 """What the sharding strategies ask of a precision plugin."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import FSDPPrecision, Precision
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from mp_plugin.casting import DTYPES
+from mp_plugin.errors import UnsupportedError
 from mp_plugin.modes import Mode
 from mp_plugin.numerics.clipping import clamp_, is_sharded, scale_to_norm_, squared_norm
 from mp_plugin.scaling.verdict import gradients
@@ -34,6 +35,8 @@ class FSDPCapable(FSDPPrecision):
     mode: Mode
     _wrapped: Module | None = None  # what FSDPStrategy trains, while connected
     _gathers_in_fp32 = False
+    _has_fallback = False
+    """Whether layers may run in FP32 as islands."""
 
     pre_backward = Precision.pre_backward
     convert_output = Precision.convert_output
@@ -43,9 +46,9 @@ class FSDPCapable(FSDPPrecision):
     def mixed_precision_config(self) -> "MixedPrecision":
         """The formats in which FSDP gathers weights, adds up gradients and keeps buffers.
 
-        In the mixed precisions weights are gathered in the half format. Gradients are added up in fp32, as fp16
-        overflows in the sum itself, and buffers such as BatchNorm's statistics stay in fp32; so do inputs, which
-        autocast casts where it must. `FSDPStrategy(mixed_precision=...)` overrides it.
+        In the mixed precisions weights are gathered in the half format, or in fp32 where a fallback may need them so.
+        Gradients are added up in fp32, as fp16 overflows in the sum itself, and buffers such as BatchNorm's statistics
+        stay in fp32; so do inputs, which autocast casts where it must. `FSDPStrategy(mixed_precision=...)` overrides.
         """
         # Here, as a torch that was built without torch.distributed has no FSDP.
         from torch.distributed.fsdp import MixedPrecision
@@ -54,7 +57,7 @@ class FSDPCapable(FSDPPrecision):
         if not self.mode.is_mixed:
             return MixedPrecision(param_dtype=weights, reduce_dtype=weights, buffer_dtype=weights)
         return MixedPrecision(
-            param_dtype=weights if self._gathers_in_fp32 else DTYPES[self.mode.compute],
+            param_dtype=weights if self._gathers_in_fp32 or self._has_fallback else DTYPES[self.mode.compute],
             reduce_dtype=torch.float32,
             buffer_dtype=torch.float32,
             cast_root_forward_inputs=False,
@@ -113,6 +116,21 @@ class FSDPCapable(FSDPPrecision):
         from torch.distributed.fsdp import FullyShardedDataParallel
 
         return FullyShardedDataParallel.fsdp_modules(self._wrapped, root_only=True)
+
+
+def refuse_fp32_beside_half_weights(strategy: Strategy, names: Iterable[str], mode: Mode) -> None:
+    """Refuse layers with FP32 weights in a model of half weights where FSDP1 would gather both in half.
+
+    Raises:
+        UnsupportedError: naming a layer and the way out.
+    """
+    first = next(iter(names), None)
+    if first is not None and isinstance(strategy, FSDPStrategy):
+        raise UnsupportedError(
+            f"Layer {first!r} cannot run in FP32: with precision={mode.name!r} FSDPStrategy keeps all weights in "
+            f"{DTYPES[mode.weights]}; accepted: '16-mixed' or 'bf16-mixed', or ModelParallelStrategy with fully_shard "
+            "for the layer by itself."
+        )
 
 
 def _norm(root: "FullyShardedDataParallel") -> Tensor:

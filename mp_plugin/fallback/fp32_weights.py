@@ -54,7 +54,7 @@ def to_fp32_(layer: Module) -> None:
     Parameters stay the same objects, tied ones stay tied; fp64 and integers are left alone.
     """
     # Not a walk over the parameters: some modules keep lists of their own, which `_apply` brings up to date.
-    layer._apply(lambda tensor: tensor.float() if tensor.dtype in HALF else tensor)
+    layer._apply(lambda tensor: tensor.float() if tensor.dtype in HALF else tensor)  # type: ignore[no-untyped-call]
 
 
 def tied_layers(root: Module, names: Iterable[str]) -> dict[str, str]:
