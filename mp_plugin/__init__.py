@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from mp_plugin._version import __version__
 
 if TYPE_CHECKING:
-    from mp_plugin.config import LossScaling, Telemetry
+    from mp_plugin.config import Fallback, LossScaling, Telemetry
     from mp_plugin.precision import AdaptivePrecision
 
-__all__ = ["AdaptivePrecision", "LossScaling", "Telemetry", "__version__"]
+__all__ = ["AdaptivePrecision", "Fallback", "LossScaling", "Telemetry", "__version__"]
 
 _HOMES = {
     "AdaptivePrecision": "mp_plugin.precision",
+    "Fallback": "mp_plugin.config",
     "LossScaling": "mp_plugin.config",
     "Telemetry": "mp_plugin.config",
 }

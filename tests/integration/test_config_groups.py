@@ -13,7 +13,7 @@ import yaml
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from mp_plugin import AdaptivePrecision, LossScaling, Telemetry
+from mp_plugin import AdaptivePrecision, Fallback, LossScaling, Telemetry
 from mp_plugin.errors import ConfigError
 from mp_plugin.modes import ALIASES, MODES
 
@@ -30,6 +30,16 @@ MODE_OF_OPTION = {
     "fp16_true": "16-true",
 }
 OPTIONS = sorted(path.stem for path in (CONF / "precision").glob("*.yaml"))
+# TF32 is no format of a layer, but of all matrix products: there is nothing to fall back from layer by layer.
+WITH_FALLBACK = sorted({*OPTIONS} - {"tf32"})
+FALLBACK_OF_OPTION = {
+    "none": Fallback(),
+    "rules": Fallback(),
+    "auto": Fallback(auto=True),
+    "norms": Fallback(types=["*Norm*"]),
+    "transformer": Fallback(types=["*Norm*|*Softmax*|*Router*"]),
+    "cnn": Fallback(types=["*Norm*|*AvgPool*|*SqueezeExcit*"]),
+}
 # Hydra 1.3 wants version_base; 1.4 calls it deprecated.
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
@@ -84,6 +94,38 @@ def test_the_telemetry_can_be_switched_and_overridden(compose, option):
     assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(max_traced=0)
     config = compose(f"+precision={option}", "precision.telemetry.keep_batches=true")
     assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(keep_batches=True)
+    config = compose(f"+precision={option}", "precision/telemetry=full")
+    assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(census=True)
+
+
+def test_the_fallbacks_are_the_agreed_ones():
+    assert {path.stem for path in (CONF / "precision" / "fallback").glob("*.yaml")} == set(FALLBACK_OF_OPTION)
+
+
+@pytest.mark.parametrize("option", WITH_FALLBACK)
+@pytest.mark.parametrize("choice", sorted(FALLBACK_OF_OPTION))
+def test_the_fallback_can_be_switched(compose, option, choice):
+    config = compose(f"+precision={option}", f"precision/fallback={choice}")
+    assert hydra.utils.instantiate(config.precision.fallback) == FALLBACK_OF_OPTION[choice]
+    if choice != "auto":  # which only the mixed precisions take
+        (plugin,) = hydra.utils.instantiate(config.trainer.plugins)
+        assert plugin.fallback == FALLBACK_OF_OPTION[choice]
+
+
+@pytest.mark.parametrize("option", WITH_FALLBACK)
+def test_layers_are_named_without_choosing_an_option(compose, option):
+    config = compose(f"+precision={option}", "precision.fallback.layers=[head,blocks.*.attn]")
+    assert hydra.utils.instantiate(config.precision.fallback) == Fallback(layers=["head", "blocks.*.attn"])
+
+
+@pytest.mark.parametrize("option", ["fp16", "bf16"])
+def test_a_mixed_precision_takes_the_automatic_fallback(compose, option):
+    config = compose(f"+precision={option}", "precision/fallback=auto", "precision.fallback.patience=2")
+    assert hydra.utils.instantiate(config.precision).fallback == Fallback(auto=True, patience=2)
+
+
+def test_tf32_has_no_fallback(compose):
+    assert "fallback" not in compose("+precision=tf32").precision
 
 
 @pytest.mark.parametrize(
@@ -91,7 +133,8 @@ def test_the_telemetry_can_be_switched_and_overridden(compose, option):
     [
         ("+precision=fp8", OPTIONS),
         ("precision/scaling=off", ["dynamic", "predictive", "static"]),
-        ("precision/telemetry=off", ["none", "light"]),
+        ("precision/telemetry=off", ["none", "light", "full"]),
+        ("precision/fallback=off", sorted(FALLBACK_OF_OPTION)),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_choices(compose, override, choices):
@@ -129,6 +172,7 @@ def test_schemas_are_valid_schemas(name):
         ({"precision": {"precision": "fp8"}}, "'fp8' is not valid"),
         ({"precision": {"dtype": "bf16"}}, "'dtype' was unexpected"),
         ({"precision": {"scaling": {"_target_": "mp_plugin.LossScaling", "patience": 0}}}, "is not valid"),
+        ({"precision": {"fallback": {"_target_": "mp_plugin.Fallback", "max_fraction": 2}}}, "is not valid"),
         ({"precision": {"telemetry": {"_target_": "mp_plugin.Telemetry", "max_traced": -1}}}, "is not valid"),
         ({"trainer": {"precision": "bf16-mixed"}}, "is not of type 'null'"),
         ({"trainer": {"plugins": []}}, "does not contain items"),
@@ -150,13 +194,16 @@ def test_schema_has_the_plugins_parameters_and_names():
     assert names == {*MODES, *ALIASES}
 
 
-@pytest.mark.parametrize(("name", "described"), [("scaling", LossScaling), ("telemetry", Telemetry)])
+@pytest.mark.parametrize(
+    ("name", "described"), [("scaling", LossScaling), ("fallback", Fallback), ("telemetry", Telemetry)]
+)
 def test_schema_has_the_fields_and_defaults_of_its_class(name, described):
     properties = SCHEMAS[name]["properties"]
     assert properties.keys() - {"_target_", "defaults"} == {field.name for field in fields(described)}
     for field in fields(described):
         assert field.default is not MISSING
-        assert properties[field.name]["default"] == getattr(field.default, "value", field.default)
+        default = list(field.default) if isinstance(field.default, tuple) else field.default  # JSON has lists alone
+        assert properties[field.name]["default"] == getattr(default, "value", default)
 
 
 LOW, HIGH = 2.0**-64, 2.0**64
@@ -173,7 +220,7 @@ LOW, HIGH = 2.0**-64, 2.0**64
         ("hysteresis", [1, 5], [0, 1.5]),
         ("min_scale", [LOW, HIGH], [LOW / 2, HIGH * 2]),
         ("max_scale", [LOW, HIGH], [LOW / 2, HIGH * 2]),
-        ("at_min_scale", ["raise", "skip"], ["raise_", "stop"]),
+        ("at_min_scale", ["raise", "skip", "fallback"], ["raise_", "stop"]),
         ("patience", [1, 10], [0, 2.5]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -198,6 +245,7 @@ def test_schema_and_class_draw_the_same_lines(name, accepted, refused):
         ("max_traced", [0, 20], [-1, 1.5, "all", None]),
         ("directory", [None, "runs/7"], ["", 7, True]),
         ("keep_batches", [True, False], [0, "yes", None]),
+        ("census", [True, False], [0, "yes", None]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -212,7 +260,33 @@ def test_schema_and_telemetry_draw_the_same_lines(name, accepted, refused):
             validator("telemetry").validate({"_target_": "mp_plugin.Telemetry", name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "accepted", "refused"),
+    [
+        ("layers", [[], ["head"], ["blocks.*.attn", "a|b"]], ["head", [""], [" "], [1], None]),
+        ("types", [[], ["*Norm*"]], ["*Norm*", [""], [1], None]),
+        ("auto", [True, False], [0, "yes", None]),
+        ("patience", [1, 10], [0, 2.5, None]),
+        ("max_fraction", [0, 0.2, 1], [-0.1, 1.1, "all", None]),
+        ("probation_steps", [1, 1000], [0, 2.5, None]),
+        ("underflow_tolerance", [0, 0.05, 1], [-0.1, 1.1, None]),
+        ("map", [None, "runs/7/precision_map.yaml"], ["", 7, True]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_schema_and_fallback_draw_the_same_lines(name, accepted, refused):
+    for value in accepted:
+        Fallback(**{name: value})
+        validator("fallback").validate({"_target_": "mp_plugin.Fallback", name: value})
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"Fallback.{name}="):
+            Fallback(**{name: value})
+        with pytest.raises(jsonschema.ValidationError):
+            validator("fallback").validate({"_target_": "mp_plugin.Fallback", name: value})
+
+
 def test_schema_lets_a_value_come_from_elsewhere():
+    validator("fallback").validate({"_target_": "mp_plugin.Fallback", "map": "${paths.map}", "layers": "${model.fp32}"})
     validator("telemetry").validate({"_target_": "mp_plugin.Telemetry", "directory": "${paths.output_dir}"})
     validator("scaling").validate({"_target_": "mp_plugin.LossScaling", "init_scale": "${model.init_scale}"})
     with pytest.raises(jsonschema.ValidationError):
@@ -228,3 +302,9 @@ def test_scaling_files_say_what_the_class_says(policy):
 def test_the_light_telemetry_says_what_the_class_says():
     node = OmegaConf.load(CONF / "precision" / "telemetry" / "light.yaml")
     assert hydra.utils.instantiate(node) == Telemetry()
+
+
+@pytest.mark.parametrize("choice", sorted(FALLBACK_OF_OPTION))
+def test_fallback_files_write_out_every_field(choice):
+    node = OmegaConf.load(CONF / "precision" / "fallback" / f"{choice}.yaml")
+    assert list(node) == ["_target_", *(field.name for field in fields(Fallback))]

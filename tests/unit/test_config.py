@@ -1,9 +1,11 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from mp_plugin.config import AtMinScale, LossScaling, Policy, Telemetry
+from mp_plugin.config import AtMinScale, Fallback, LossScaling, Policy, Telemetry
 from mp_plugin.errors import ConfigError
 
 
@@ -24,6 +26,7 @@ def test_defaults() -> None:
 
 
 def test_names_become_enum_members_and_whole_numbers_floats() -> None:
+    assert LossScaling(at_min_scale="fallback").at_min_scale is AtMinScale.fallback  # type: ignore[arg-type]
     config = LossScaling(policy="static", at_min_scale="skip", init_scale=1024)  # type: ignore[arg-type]
     assert config.policy is Policy.static
     assert config.at_min_scale is AtMinScale.skip
@@ -34,7 +37,7 @@ def test_names_become_enum_members_and_whole_numbers_floats() -> None:
     ("field", "value", "accepted"),
     [
         ("policy", "automatic", "'dynamic', 'predictive', 'static'"),
-        ("at_min_scale", "ignore", "'raise', 'skip'"),
+        ("at_min_scale", "ignore", "'raise', 'skip', 'fallback'"),
         ("init_scale", float("nan"), "a number, 2**-64 to 2**64"),
         ("init_scale", float("inf"), "a number, 2**-64 to 2**64"),
         ("init_scale", 0, "a number, 2**-64 to 2**64"),
@@ -78,15 +81,61 @@ def test_is_frozen_and_keyword_only() -> None:
         Telemetry().max_traced = 2  # type: ignore[misc]
     with pytest.raises(TypeError):
         Telemetry(5)  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Fallback().auto = True  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Fallback(["head"])  # type: ignore[misc]
 
 
 def test_telemetry_defaults() -> None:
-    assert dataclasses.asdict(Telemetry()) == {"max_traced": 20, "directory": None, "keep_batches": False}
+    assert dataclasses.asdict(Telemetry()) == {
+        "max_traced": 20,
+        "directory": None,
+        "keep_batches": False,
+        "census": False,
+    }
+
+
+def test_fallback_defaults() -> None:
+    assert dataclasses.asdict(Fallback()) == {
+        "layers": (),
+        "types": (),
+        "auto": False,
+        "patience": 1,
+        "max_fraction": 0.2,
+        "probation_steps": 1000,
+        "underflow_tolerance": 0.05,
+        "map": None,
+    }
+    assert not Fallback().names_layers
+    assert not Fallback(auto=True).names_layers
+
+
+@pytest.mark.parametrize(
+    "rule", [{"layers": ["head"]}, {"types": ["LayerNorm"]}, {"map": "precision_map.yaml"}], ids=str
+)
+def test_a_rule_or_a_map_names_layers(rule: dict[str, Any]) -> None:
+    assert Fallback(**rule).names_layers
+
+
+def test_fallback_takes_any_list_and_keeps_it_as_it_was() -> None:
+    names = ["head ", "blocks.*.attn"]
+    config = Fallback(layers=names, types=OmegaConf.create(["LayerNorm"]))  # type: ignore[arg-type]
+    names.clear()
+    assert config.layers == ("head", "blocks.*.attn")
+    assert config.types == ("LayerNorm",)
+    assert type(config.types) is tuple
+
+
+def test_fallback_fractions_include_their_ends() -> None:
+    assert Fallback(max_fraction=0, underflow_tolerance=1) == Fallback(max_fraction=0.0, underflow_tolerance=1.0)
 
 
 def test_a_path_becomes_a_string(tmp_path: Path) -> None:
     assert Telemetry(directory=tmp_path).directory == str(tmp_path)  # type: ignore[arg-type]
     assert Telemetry(directory="runs").directory == "runs"
+    assert Fallback(map=tmp_path / "map.yaml").map == str(tmp_path / "map.yaml")  # type: ignore[arg-type]
+    assert Fallback(map="~/map.yaml").map == str(Path.home() / "map.yaml")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +150,49 @@ def test_a_path_becomes_a_string(tmp_path: Path) -> None:
         ("directory", b"runs", "a path that is not empty, or None"),
         ("keep_batches", 1, "True or False"),
         ("keep_batches", "yes", "True or False"),
+        ("census", 1, "True or False"),
+        ("census", None, "True or False"),
     ],
 )
 def test_telemetry_out_of_range_is_refused_by_name(field: str, value: object, accepted: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Telemetry(**{field: value})  # type: ignore[arg-type]
     assert str(caught.value) == f"Telemetry.{field}={value!r} is not accepted; accepted: {accepted}."
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        ("layers", "head", "a list of strings that are not empty"),
+        ("layers", ["head", ""], "a list of strings that are not empty"),
+        ("layers", [" "], "a list of strings that are not empty"),
+        ("layers", [0], "a list of strings that are not empty"),
+        ("layers", {"head"}, "a list of strings that are not empty"),
+        ("layers", None, "a list of strings that are not empty"),
+        ("types", "LayerNorm", "a list of strings that are not empty"),
+        ("types", [int], "a list of strings that are not empty"),
+        ("types", b"LayerNorm", "a list of strings that are not empty"),
+        ("auto", "true", "True or False"),
+        ("auto", 1, "True or False"),
+        ("auto", None, "True or False"),
+        ("patience", 0, "a whole number, at least 1"),
+        ("patience", 1.5, "a whole number, at least 1"),
+        ("patience", True, "a whole number, at least 1"),
+        ("max_fraction", -0.1, "a number, 0 to 1"),
+        ("max_fraction", 1.01, "a number, 0 to 1"),
+        ("max_fraction", float("nan"), "a number, 0 to 1"),
+        ("max_fraction", "0.2", "a number, 0 to 1"),
+        ("max_fraction", True, "a number, 0 to 1"),
+        ("probation_steps", 0, "a whole number, at least 1"),
+        ("probation_steps", None, "a whole number, at least 1"),
+        ("underflow_tolerance", -1, "a number, 0 to 1"),
+        ("underflow_tolerance", float("inf"), "a number, 0 to 1"),
+        ("map", "", "a path that is not empty, or None"),
+        ("map", 3, "a path that is not empty, or None"),
+        ("map", b"map.yaml", "a path that is not empty, or None"),
+    ],
+)
+def test_fallback_out_of_range_is_refused_by_name(field: str, value: object, accepted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Fallback(**{field: value})  # type: ignore[arg-type]
+    assert str(caught.value) == f"Fallback.{field}={value!r} is not accepted; accepted: {accepted}."
