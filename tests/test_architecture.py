@@ -15,7 +15,7 @@ MAX_LINES = 300
 FLOORS = (
     {"_version", "errors", "checks", "formats", "config", "modes", "instance"}
     | {"devices", "autocast", "buffers", "casting", "optimizers", "parameter_names", "random_state", "batch"}
-    | {"object_state"},
+    | {"object_state", "whole_file"},
     {"numerics"},
     {"scaling", "fallback", "telemetry", "copy_on_write"},
     {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks", "alerts"}
@@ -29,6 +29,7 @@ FLOORS = (
         "module_state",
         "report_incident",
         "run_view",
+        "take_census",
         "proof",
         "all_ranks",
         "layer_fallback",
