@@ -1,21 +1,26 @@
 """Which layers of a run are in FP32: by rule and by map from the start, by proof as it goes on."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import Strategy
 from torch.nn import Module
 
 from mp_plugin.all_ranks import AllRanks
 from mp_plugin.casting import DTYPES
-from mp_plugin.config import AtMinScale, Fallback
+from mp_plugin.config import Fallback
 from mp_plugin.errors import ConfigError
+from mp_plugin.fallback.fp32_weights import kept_in_fp32, tied_layers
 from mp_plugin.fallback.islands import Islands
 from mp_plugin.fallback.layers import bears_parameters, is_below, layers_by_name
 from mp_plugin.fallback.policy import FallbackState, Share, after_proof, after_step, is_within
 from mp_plugin.fallback.precision_map import PrecisionMap
 from mp_plugin.fallback.rules import select_layers
+from mp_plugin.fallback.sharding import refuse_mixed_units, refuse_sharded_half
+from mp_plugin.fsdp import refuse_fp32_beside_half_weights
 from mp_plugin.modes import Mode
 from mp_plugin.proof import prove
 from mp_plugin.scaling.guard import Explanation, StepGuard
@@ -33,11 +38,14 @@ class LayerFallback:
     Args:
         config: rules, and what may be decided on the way.
         mode: the precision of all other layers.
+        proves_at_floor: whether layers may also be moved once the loss scale cannot go lower.
     """
 
-    def __init__(self, config: Fallback, mode: Mode) -> None:
+    def __init__(self, config: Fallback, mode: Mode, *, proves_at_floor: bool = False) -> None:
         _check(config, mode)
         self.config = config
+        self.may_act = mode.is_mixed and (config.auto or proves_at_floor)
+        """Whether an incident may move layers to FP32."""
         self.state = FallbackState()
         self.report: Callable[[dict[str, Any]], None] = _ignore
         """Tells the world of a layer that was given back."""
@@ -65,18 +73,44 @@ class LayerFallback:
         ruled = select_layers(module, layers=self.config.layers, types=self.config.types)
         mapped: dict[str, str] = {}
         if self._map is not None:
-            self._map.check_fits(module)
-            self._map.check_agrees(ruled)
-            mapped = {name: f"map: {why}" for name, why in self._map.islands.items()}
+            fitted = self._map.check_fits(module)
+            fitted.check_agrees(ruled)
+            mapped = {name: f"map: {why}" for name, why in fitted.islands.items()}
         chosen = {**mapped, **{name: f"rule: {rule}" for name, rule in ruled.items()}}
         return {name: chosen[name] for name in layers_by_name(module) if name in chosen}
 
-    def connect(self, module: "pl.LightningModule", device_type: str) -> Callable[[], None]:
-        """Move the layers that belong there to FP32; returns what undoes it."""
-        self._chosen = self.choose(module)
+    @contextmanager
+    def converting(self, module: Module, strategy: Strategy | None) -> Iterator[None]:
+        """Keep the weights of the chosen layers in FP32 while the block casts the model to half; ties go with them.
+
+        Raises:
+            UnsupportedError: for a strategy that cannot have weights of two formats.
+        """
+        chosen = self.choose(module)
+        chosen |= tied_layers(module, chosen)
+        self._chosen = {name: chosen[name] for name in layers_by_name(module) if name in chosen}
+        if strategy is not None:
+            refuse_fp32_beside_half_weights(strategy, self._chosen, self._mode)
+        with kept_in_fp32(module, self._chosen):
+            yield
+
+    def connect(self, model: Module, module: "pl.LightningModule", device_type: str) -> Callable[[], None]:
+        """Move the layers that belong there to FP32; returns what undoes it.
+
+        Args:
+            model: what the strategy trains, with its wrappers.
+            module: the user's own.
+            device_type: of the autocast region.
+        """
         self.names = ()
+        if self._mode.weights == "fp32":
+            self._chosen = self.choose(module)
         if self._mode.compute in ("fp32", "tf32"):
             return _do_nothing
+        if self._mode.weights != "fp32":
+            refuse_mixed_units(module)
+        elif self._chosen or self.may_act:
+            refuse_sharded_half(model, module, None if self.may_act else self._chosen)
         output_dtype = None if self._mode.is_mixed else DTYPES[self._mode.weights]
         self._islands = Islands(module, device_type=device_type, output_dtype=output_dtype)
         self.settle()
@@ -99,12 +133,6 @@ class LayerFallback:
         self.names = self._islands.names
 
     # On the way.
-
-    def may_act(self, guard: StepGuard) -> bool:
-        """Whether an incident may move layers to FP32."""
-        scaler = guard.scaler
-        falls_back = scaler is not None and scaler.config.at_min_scale is AtMinScale.fallback
-        return self._mode.is_mixed and (self.config.auto or falls_back)
 
     def find_cure(
         self, start: StepStart | None, explanation: Explanation, guard: StepGuard, all_ranks: AllRanks
@@ -181,8 +209,8 @@ def _check(config: Fallback, mode: Mode) -> None:
         raise ConfigError(f"fallback={config} is not accepted with 'tf32', a switch of all layers; accepted: None.")
     if config.auto and mode.weights != "fp32":
         raise ConfigError(
-            f"Fallback.auto=True is not accepted with precision={mode.name!r}, as an optimizer cannot be given weights of "
-            "another format on the way; accepted: Fallback(layers=[...]), or auto with '16-mixed' or 'bf16-mixed'."
+            f"Fallback.auto=True is not accepted with precision={mode.name!r}, as an optimizer cannot be given weights "
+            "of another format on the way; accepted: Fallback(layers=[...]), or auto with '16-mixed' or 'bf16-mixed'."
         )
 
 

@@ -16,7 +16,7 @@ from mp_plugin.autocast import autocast
 from mp_plugin.callbacks import PrecisionMonitor, show_in_progress_bar
 from mp_plugin.casting import DTYPES, cast_floating, default_dtype
 from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
-from mp_plugin.config import Fallback, LossScaling, Telemetry
+from mp_plugin.config import AtMinScale, Fallback, LossScaling, Telemetry
 from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError
 from mp_plugin.explain import Explainer
@@ -82,15 +82,21 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             raise ConfigError(f"fallback={fallback!r} is not accepted; accepted: a Fallback, or None.")
         if telemetry is not None and not isinstance(telemetry, Telemetry):
             raise ConfigError(f"telemetry={telemetry!r} is not accepted; accepted: a Telemetry, or None.")
+        self.telemetry = telemetry or Telemetry()
+        if fallback is not None and fallback.auto and self.telemetry.max_traced == 0:
+            raise ConfigError(
+                "Fallback.auto=True needs traced incidents; accepted: Telemetry.max_traced of at least 1."
+            )
         if device is not None:
             check_device(self.mode, device)
         # The name that Lightning and other callbacks know; they have none for TF32.
         self.precision = "32-true" if self.mode.name == "tf32" else self.mode.name  # type: ignore[assignment]
         self.device = device
-        self.telemetry = telemetry or Telemetry()
         self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
         self.explainer = Explainer(self.guard, self.telemetry, is_mixed=self.mode.is_mixed)
-        self.fallback = LayerFallback(fallback or Fallback(), self.mode)
+        at_floor = self.scaler is not None and self.scaler.config.at_min_scale is AtMinScale.fallback
+        self.fallback = LayerFallback(fallback or Fallback(), self.mode, proves_at_floor=at_floor)
+        self._has_fallback = self.fallback.may_act or self.fallback.config.names_layers
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []
         self._is_fitting = True
@@ -109,7 +115,9 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             self._device_type = module.trainer.strategy.root_device.type
             check_device(self.mode, self._device_type)
         if self.mode.weights != "fp32":
-            return module.to(dtype=DTYPES[self.mode.weights])
+            strategy = module.trainer.strategy if isinstance(module, pl.LightningModule) else None
+            with self.fallback.converting(module, strategy):
+                return module.to(dtype=DTYPES[self.mode.weights])
         return super().convert_module(module)
 
     @override
@@ -122,14 +130,14 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self._is_fitting = trainer.state.fn == TrainerFn.FITTING
         if self.mode.compute == "tf32":
             self._undo.append(allow_tf32())
-        self._undo.append(self.fallback.connect(module, self._device_type))
+        self._undo.append(self.fallback.connect(model, module, self._device_type))
         if self._is_fitting:
             if self.scaler is not None:
                 refuse_what_cannot_be_scaled(module, optimizers)
             if trainer.global_step == 0:
                 self.guard.start_afresh()
                 self.fallback.start_afresh()
-            may_step_again = self.guard.retries > 0 or self.fallback.may_act(self.guard)
+            may_step_again = self.guard.retries > 0 or self.fallback.may_act
             is_traced = self.telemetry.max_traced > 0
             self.start = StepStart(module, may_step_again=may_step_again, is_traced=is_traced)
             self._undo.append(tell_of_each_batch(trainer.strategy, self.start))

@@ -54,7 +54,7 @@ def run_again(start: StepStart | None) -> Iterator[None]:
 
 
 def run_earlier_batches(start: StepStart | None, optimizer: Optimizer) -> None:
-    """Run those batches of a window again that came before the last one, in `run_again`, to have their gradients back."""
+    """Run the batches of a window again that came before the last one, in `run_again`, to have their gradients back."""
     assert start is not None, "a step is run again within a fit only"
     if start.is_single:
         return

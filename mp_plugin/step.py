@@ -80,7 +80,7 @@ def take_step(
 
     if verdict.overflowed:
         explanation = explainer.explain(optimizer, model, start)
-        if is_whole and fallback.may_act(guard) and may_run_again(start, in_windows=True):
+        if is_whole and fallback.may_act and may_run_again(start, in_windows=True):
             cure = fallback.find_cure(start, explanation, guard, explainer.all_ranks)
             if cure is not None:
                 run_once_more(guard.fall_back(optimizer, model, where, cure))

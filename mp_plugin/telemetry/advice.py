@@ -114,14 +114,14 @@ def _forward(incident: Incident) -> str:
     if not incident.layer:
         return "Use bf16, which has the range of fp32, or run this line in fp32, with autocast disabled around it."
     return (
-        "Fallback(auto=True) runs in fp32 what has to be, Fallback(layers=[...]) the layers that you name. Or use bf16, "
-        "which has the range of fp32."
+        "Fallback(auto=True) runs in fp32 what has to be, Fallback(layers=[...]) the layers that you name. "
+        "Or use bf16, which has the range of fp32."
     )
 
 
 def _backward(incident: Incident) -> str:
     if incident.evidence.get("backward_finite_at_lower_scale") is False:
-        return "A lower loss scale was no cure: Fallback(auto=True) finds the layers that have to run in fp32. Or use bf16."
+        return "A lower loss scale was no cure: Fallback(auto=True) finds layers that have to be in fp32. Or use bf16."
     if incident.loss_scale == 1:
         return "Look at what multiplies the gradient here: a large weight, a division by a small number."
     if incident.action is Action.retry and not incident.cured:

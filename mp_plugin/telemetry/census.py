@@ -75,12 +75,12 @@ class Census:
             formats = {each for name, formats in operators.items() if computes(name) for each in formats}
         if not formats:
             return NOT_BY_ITSELF if layer in self.lent else NOT_RUN
-        return min(formats, key=lambda name: (MANTISSA_BITS.get(name, 0), name))
+        return least_precise(formats)
 
     def formats(self, root: Module) -> dict[str, str]:
-        """Return the format that each parameter-bearing layer of a model ran in, in the order of the model."""
-        layers = layers_by_name(root)
-        return {name: self.format_of(name) for name, module in layers.items() if bears_parameters(module)}
+        """Return the format of each layer of a model that bears parameters or computes, in the order of the model."""
+        found = {name: (self.format_of(name), module) for name, module in layers_by_name(root).items()}
+        return {name: each for name, (each, module) in found.items() if bears_parameters(module) or each != NOT_RUN}
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -92,6 +92,16 @@ class Census:
             },
             "not run by themselves": sorted(self.lent - self.counts.keys()),
         }
+
+
+def least_precise(formats: Iterable[str]) -> str:
+    """Return the format with the fewest bits of mantissa; one that is not known counts as having none.
+
+    Example:
+        >>> least_precise(["fp32", "fp16"])
+        'fp16'
+    """
+    return min(formats, key=lambda name: (MANTISSA_BITS.get(name, 0), name))
 
 
 def merged(censuses: Iterable[Census]) -> Census:
