@@ -33,7 +33,6 @@ FLOORS = (
         "proof",
         "all_ranks",
         "layer_fallback",
-        "take_census",
     },
     {"report", "compare", "cli", "doctor"},
 )

@@ -10,8 +10,8 @@ from mp_plugin.errors import CheckpointError
 from mp_plugin.fallback.policy import FallbackState, Share, after_proof, after_step, is_within
 
 
-def proved(state: FallbackState, *names: str, step: int = 0, config: Fallback = Fallback()) -> FallbackState:
-    return after_proof(state, names, why="proved", step=step, config=config)[0]
+def proved(state: FallbackState, *names: str, step: int = 0, config: Fallback | None = None) -> FallbackState:
+    return after_proof(state, names, why="proved", step=step, config=config or Fallback())[0]
 
 
 def clean_steps(state: FallbackState, steps: int, config: Fallback) -> tuple[FallbackState, list[tuple[str, ...]]]:
@@ -115,7 +115,7 @@ def test_a_state_survives_a_checkpoint():
     config = Fallback(probation_steps=2)
     state, _ = clean_steps(proved(FallbackState(), "a", "b"), 2, config)
     state = proved(state, "a", step=9)
-    assert state.demoted and state.watched and state.failures and state.cured
+    assert all((state.demoted, state.watched, state.failures, state.cured))
     plain = state.as_dict()
     assert FallbackState.from_dict(json.loads(json.dumps(plain))) == state
 
