@@ -24,10 +24,10 @@ def taken(net: nn.Module, *inputs: Any, dtype: torch.dtype | None = torch.float1
 def test_a_linear_layer_runs_in_the_format_of_autocast(name: str) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     census = taken(net, torch.zeros(2, 4), dtype=HALF[name])
-    assert census.formats(net) == {"0": name}
+    assert census.formats(net) == {"0": name, "1": name}
     assert census.counts["0"]["aten.addmm.default"] == {name: 1}
     assert census.counts["1"] == {"aten.tanh.default": {name: 1}}
-    assert taken(net, torch.zeros(2, 4), dtype=None).formats(net) == {"0": "fp32"}
+    assert taken(net, torch.zeros(2, 4), dtype=None).formats(net) == {"0": "fp32", "1": "fp32"}
 
 
 def test_half_and_double_weights_without_autocast() -> None:
@@ -88,7 +88,7 @@ def test_a_convolution_with_batch_norm() -> None:
     # On a CPU, batch norm takes fp16 with fp32 weights, and gives fp16.
     with torch.autocast("cpu", dtype=torch.float16):
         assert net[1](net[0](inputs)).dtype is torch.float16
-    assert census.formats(net) == {"0": "fp16", "1": "fp16"}
+    assert census.formats(net) == {"0": "fp16", "1": "fp16", "2": "fp16"}
     (operator,) = census.counts["1"]
     assert "batch_norm" in operator
 
