@@ -121,6 +121,13 @@ class LayerFallback:
             self._islands.set(())
             self._islands = None
 
+    @property
+    def reasons(self) -> dict[str, tuple[str, int]]:
+        """Why each of these layers is in FP32, and since which optimizer step."""
+        proved = {name: (each.why, each.since_step) for name, each in self.state.demoted.items()}
+        every = {**proved, **{name: (why, 0) for name, why in self._chosen.items()}}
+        return {name: every[name] for name in self.names if name in every}
+
     def settle(self) -> None:
         """Run exactly those layers in FP32 that were chosen or stay there by proof."""
         if self._islands is not None:
@@ -184,12 +191,20 @@ class LayerFallback:
             return False
         return self.config.auto or guard.falls_back_at_floor
 
-    def step_over(self, *, taken: bool) -> None:
-        """Note that an optimizer step was taken or skipped: layers in FP32 for its batch alone go back now."""
+    def step_over(self, *, step: int, taken: bool) -> None:
+        """Note that an optimizer step was taken or skipped: layers in FP32 for its batch alone go back now.
+
+        Args:
+            step: optimizer steps tried, this one included.
+            taken: whether it changed the weights.
+        """
         if taken:
+            clean_steps = {name: each.clean_steps + 1 for name, each in self.state.demoted.items()}
             self.state, given_back = after_step(self.state, self.config)
             if given_back:
-                self.report({"event": "given back", "layers": list(given_back)})
+                log.info("Step %d: %s no longer in FP32, on probation.", step, ", ".join(given_back))
+                evidence = {name: {"clean_steps": clean_steps[name]} for name in given_back}
+                self.report({"event": "given back", "step": step, "layers": list(given_back), "evidence": evidence})
         self.settle()
 
     # Checkpoints.

@@ -20,6 +20,7 @@ from mp_plugin.config import AtMinScale, Fallback, LossScaling, Telemetry
 from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError
 from mp_plugin.explain import Explainer
+from mp_plugin.format_report import FormatReport
 from mp_plugin.fsdp import FSDPCapable
 from mp_plugin.instance import replace_attribute
 from mp_plugin.layer_fallback import LayerFallback
@@ -33,6 +34,7 @@ from mp_plugin.schedulers import hold_on_skips
 from mp_plugin.step import take_step
 from mp_plugin.step_start import StepStart
 from mp_plugin.strategies import lightning_module, refuse_strategy, tell_of_each_batch
+from mp_plugin.telemetry.census import Census
 
 
 class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scaler is read-only here
@@ -101,6 +103,9 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self._undo: list[Callable[[], None]] = []
         self._is_fitting = True
         self.start: StepStart | None = None  # during a fit
+        self._formats: FormatReport | None = None  # likewise
+        self.census: Census | None = None
+        """What ran in which format when the layers in FP32 last changed; with a fallback or `Telemetry.census`."""
 
     def __repr__(self) -> str:
         """Show what was chosen."""
@@ -146,7 +151,11 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
             self._undo.append(show_in_progress_bar(trainer, self))
             self._undo.append(hold_on_skips(module, self.guard))
-            self._undo.append(replace_attribute(self.guard, "report", IncidentReporter(trainer, self)))
+            reporter = IncidentReporter(trainer, self)
+            self._undo.append(replace_attribute(self.guard, "report", reporter))
+            self._undo.append(replace_attribute(self.fallback, "report", reporter.tell))
+            if self._has_fallback or self.telemetry.census:
+                self._formats = FormatReport(trainer, self)
         return super().connect(model, optimizers, lr_schedulers)
 
     @override
@@ -157,7 +166,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             self.scaler.finish()
         self.guard.forget_losses()
         self.explainer.live = None
-        self._is_fitting, self.start = True, None
+        self._is_fitting, self.start, self._formats = True, None, None
         super().teardown()
 
     # Forward.
@@ -173,13 +182,14 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
     def train_step_context(self) -> Generator[None, None, None]:
         if self.start is not None:
             self.start.mark()
+        steps = self.effective_step
         with self.forward_context(), self.explainer.watching():
             yield
         if self.start is not None and self.start.is_rehearsing:
             return
         # In manual optimization the optimizers stepped in here.
         if self.start is not None and not self.start.module.automatic_optimization:
-            self.start.done()
+            self._end_step(taken=self.effective_step > steps)
             self._let_the_scale_move(self.start.module)
 
     @override
@@ -238,13 +248,18 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         output = take_step(*helpers, optimizer, model, closure, after_closure, **kwargs)
         self.explainer.stepped()
         if model.automatic_optimization:
-            self.fallback.step_over(taken=self.effective_step > steps)
-            if self.start is not None:
-                self.start.done()
+            self._end_step(taken=self.effective_step > steps)
             if self.scaler is not None:
                 self.scaler.update()
             self.guard.forget_losses()
         return output
+
+    def _end_step(self, *, taken: bool) -> None:
+        self.fallback.step_over(step=self.guard.record.steps, taken=taken)
+        if self._formats is not None:
+            self._formats.look()
+        if self.start is not None:
+            self.start.done()
 
     def _let_the_scale_move(self, module: "pl.LightningModule") -> None:
         if self.scaler is None or self.scaler.update_unless_waiting(module.trainer.optimizers):

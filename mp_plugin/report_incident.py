@@ -1,13 +1,14 @@
 """Tell the world of an incident: a line on disk, a panel in the terminal, an alert."""
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import Progress
 
 from mp_plugin.alerts import Alerts
+from mp_plugin.run_directory import run_directory
 from mp_plugin.scaling.verdict import gather
 from mp_plugin.telemetry.batches import BatchFolder
 from mp_plugin.telemetry.events import Incident
@@ -48,6 +49,12 @@ class IncidentReporter:
             self._print(incident)
             self._alerts.send(self._trainer, incident)
 
+    def tell(self, event: dict[str, Any]) -> None:
+        """Write down what happened besides incidents: a layer was given back."""
+        self._locate()
+        if self._log is not None and self._trainer.is_global_zero:
+            self._log.append_event(event)
+
     def _print(self, incident: Incident) -> None:
         if self._is_mute:
             return
@@ -62,12 +69,8 @@ class IncidentReporter:
         if self._is_located:
             return
         self._is_located = True
-        # Lightning asks rank 0 for its log directory: all ranks ask together.
-        directory = self._plugin.telemetry.directory or self._trainer.log_dir or self._trainer.default_root_dir
-        if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if "://" in directory:
-            log.warning("Incidents cannot be written to %s; Telemetry.directory takes a local path.", directory)
+        directory = run_directory(self._trainer, self._plugin.telemetry)
+        if directory is None:
             return
         self._log = IncidentLog(directory)
         self._batches = BatchFolder(directory) if self._plugin.telemetry.keep_batches else None

@@ -33,6 +33,8 @@ FLOORS = (
         "proof",
         "all_ranks",
         "layer_fallback",
+        "format_report",
+        "run_directory",
     },
     {"report", "compare", "cli", "doctor"},
 )

@@ -45,11 +45,18 @@ class IncidentLog:
             incident: what happened.
             extra: further keys of its line, plain JSON values.
         """
+        self._write({**incident.as_dict(), **extra})
+
+    def append_event(self, event: dict[str, Any]) -> None:
+        """Write what is no incident, under the key `event`: plain JSON values."""
+        self._write(event)
+
+    def _write(self, values: dict[str, Any]) -> None:
         if self._is_broken:
             return
         head = {"version": LINE_VERSION, "run": self._run, "time": _now()}
         try:
-            line = json.dumps({**head, **incident.as_dict(), **extra}, allow_nan=False, default=repr)
+            line = json.dumps({**head, **values}, allow_nan=False, default=repr)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
                 file.write(b"\n" * _is_torn(file) + line.encode() + b"\n")
