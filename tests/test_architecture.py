@@ -29,7 +29,6 @@ FLOORS = (
         "module_state",
         "report_incident",
         "run_view",
-        "take_census",
         "proof",
         "all_ranks",
         "layer_fallback",

@@ -173,7 +173,8 @@ class PrecisionMap:
     def applied(self, model: Module, *, device_type: str) -> Iterator[None]:
         """Run a model as the run did while the block runs: for evaluation or export, within its autocast region.
 
-        In a precision whose weights are half, the islands' own weights have to be FP32, as they were in the run.
+        In a precision whose weights are half, the islands' own weights have to be FP32, as they were in the run. Of
+        `torch.export`, use `strict=False`: its other way takes a cast within autocast for none.
 
         Args:
             model: with the names of the run's LightningModule.
