@@ -31,7 +31,7 @@ class FormatReport:
 
     def look(self) -> None:
         """Call at the end of each step, while its batches are still held; free of charge if nothing has changed."""
-        fallback, start = self._plugin.fallback, self._plugin.start
+        fallback, start = self._plugin.layer_fallback, self._plugin.start
         if fallback.names == self._known or start is None:
             return
         self._known = fallback.names

@@ -156,14 +156,21 @@ class LayerFallback:
         if not self._is_worth_it(start, explanation, guard):
             return None
         scale = guard.scaler.config.min_scale if guard.scaler is not None else 1.0
-        found = prove(start, explanation, islands, scale, all_ranks)
+
+        def may_move(names: set[str]) -> bool:
+            share = _share(start.module, names)
+            return is_within(share, members=len(names), max_fraction=self.config.max_fraction)
+
+        found = prove(
+            start, explanation, islands, scale, all_ranks, is_small=lambda name: may_move({*self.state.demoted, name})
+        )
         proof = explanation["evidence"].get("proof", {})
         if found is None or not found.layers:
             self._hopeless.add(signature)
             return None
         demoted = {*self.state.demoted, *found.layers}
-        share = _share(start.module, demoted)
-        if not is_within(share, members=len(demoted), max_fraction=self.config.max_fraction):
+        if not may_move(demoted):
+            share = _share(start.module, demoted)
             proof["refused"] = (
                 f"{', '.join(found.layers)} in FP32 would make {share.layers} of {share.total} layers, beyond "
                 f"Fallback.max_fraction={self.config.max_fraction:.15g}"

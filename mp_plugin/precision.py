@@ -97,8 +97,9 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
         self.explainer = Explainer(self.guard, self.telemetry, is_mixed=self.mode.is_mixed)
         at_floor = self.scaler is not None and self.scaler.config.at_min_scale is AtMinScale.fallback
-        self.fallback = LayerFallback(fallback or Fallback(), self.mode, proves_at_floor=at_floor)
-        self._has_fallback = self.fallback.may_act or self.fallback.config.names_layers
+        self.fallback = fallback or Fallback()
+        self.layer_fallback = LayerFallback(self.fallback, self.mode, proves_at_floor=at_floor)
+        self._has_fallback = self.layer_fallback.may_act or self.fallback.names_layers
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []
         self._is_fitting = True
@@ -121,7 +122,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             check_device(self.mode, self._device_type)
         if self.mode.weights != "fp32":
             strategy = module.trainer.strategy if isinstance(module, pl.LightningModule) else None
-            with self.fallback.converting(module, strategy):
+            with self.layer_fallback.converting(module, strategy):
                 return module.to(dtype=DTYPES[self.mode.weights])
         return super().convert_module(module)
 
@@ -135,14 +136,14 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self._is_fitting = trainer.state.fn == TrainerFn.FITTING
         if self.mode.compute == "tf32":
             self._undo.append(allow_tf32())
-        self._undo.append(self.fallback.connect(model, module, self._device_type))
+        self._undo.append(self.layer_fallback.connect(model, module, self._device_type))
         if self._is_fitting:
             if self.scaler is not None:
                 refuse_what_cannot_be_scaled(module, optimizers)
             if trainer.global_step == 0:
                 self.guard.start_afresh()
-                self.fallback.start_afresh()
-            may_step_again = self.guard.retries > 0 or self.fallback.may_act
+                self.layer_fallback.start_afresh()
+            may_step_again = self.guard.retries > 0 or self.layer_fallback.may_act
             is_traced = self.telemetry.max_traced > 0
             self.start = StepStart(module, may_step_again=may_step_again, is_traced=is_traced)
             self._undo.append(tell_of_each_batch(trainer.strategy, self.start))
@@ -153,7 +154,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             self._undo.append(hold_on_skips(module, self.guard))
             reporter = IncidentReporter(trainer, self)
             self._undo.append(replace_attribute(self.guard, "report", reporter))
-            self._undo.append(replace_attribute(self.fallback, "report", reporter.tell))
+            self._undo.append(replace_attribute(self.layer_fallback, "report", reporter.tell))
             if self._has_fallback or self.telemetry.census:
                 self._formats = FormatReport(trainer, self)
         return super().connect(model, optimizers, lr_schedulers)
@@ -244,7 +245,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
     ) -> Any:
         after_closure = partial(self._after_closure, model, optimizer)
         steps = self.effective_step
-        helpers = (self.guard, self.explainer, self.fallback, self.start)
+        helpers = (self.guard, self.explainer, self.layer_fallback, self.start)
         output = take_step(*helpers, optimizer, model, closure, after_closure, **kwargs)
         self.explainer.stepped()
         if model.automatic_optimization:
@@ -255,7 +256,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         return output
 
     def _end_step(self, *, taken: bool) -> None:
-        self.fallback.step_over(step=self.guard.record.steps, taken=taken)
+        self.layer_fallback.step_over(step=self.guard.record.steps, taken=taken)
         if self._formats is not None:
             self._formats.look()
         if self.start is not None:
@@ -277,14 +278,14 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return pack(self.mode.name, self.scaler, self.guard.record, self.fallback.state)
+        return pack(self.mode.name, self.scaler, self.guard.record, self.layer_fallback.state)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning hands over the state for test, validate and predict too, where it would overwrite the run's own.
         if self._is_fitting:
             self.guard.record, proved = unpack(state_dict, self.scaler)
-            self.fallback.load(proved)
+            self.layer_fallback.load(proved)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

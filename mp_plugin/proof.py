@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from mp_plugin.all_ranks import AllRanks
-from mp_plugin.fallback.islands import Islands
+from mp_plugin.fallback.islands import Islands, why_no_island
 from mp_plugin.fallback.isolate import Isolation, isolate
-from mp_plugin.fallback.layers import has_forward, layers_by_name
+from mp_plugin.fallback.layers import is_below, layers_by_name
 from mp_plugin.finding import is_step_finite, trace_step
 from mp_plugin.scaling.guard import Explanation
 from mp_plugin.step_start import StepStart
@@ -19,7 +19,13 @@ MOST_RERUNS = 64
 
 
 def prove(
-    start: StepStart, explanation: Explanation, islands: Islands, scale: float, all_ranks: AllRanks
+    start: StepStart,
+    explanation: Explanation,
+    islands: Islands,
+    scale: float,
+    all_ranks: AllRanks,
+    *,
+    is_small: Callable[[str], bool],
 ) -> Isolation | None:
     """Find the smallest set of layers that makes a step finite when they run in FP32; all ranks together.
 
@@ -29,6 +35,7 @@ def prove(
         islands: of the model; what is in FP32 already stays so, and is not searched.
         scale: the lowest loss scale there is: a higher one is nothing that a layer could cure.
         all_ranks: which try everything together.
+        is_small: whether a layer may be in FP32 as a whole, or something inside of it should be found.
 
     Returns:
         What was found; None if the step is not finite even wholly in FP32, which no layer can cure.
@@ -58,8 +65,14 @@ def prove(
             found = all_ranks.each(lambda: trace_step(start, _times(scale)), evidence)
         return next((str(each.origin["layer"] or "") for each in found if each is not None), None)
 
-    candidates = [name for name, layer in layers_by_name(start.module).items() if has_forward(layer)]
-    found = isolate(cures, candidates, origin=explanation.get("layer"), next_origin=next_origin, limit=MOST_RERUNS)
+    layers = layers_by_name(start.module)
+    candidates = [
+        name
+        for name, layer in layers.items()
+        if why_no_island(layer) is None and not any(is_below(name, above) for above in before)
+    ]
+    origin = explanation.get("layer")
+    found = isolate(cures, candidates, origin=origin, next_origin=next_origin, is_small=is_small, limit=MOST_RERUNS)
     evidence["proof"] = {**found.as_dict(), "reruns": reruns}
     return found
 

@@ -14,7 +14,7 @@ class RunView:
 
     mode: Mode
     guard: StepGuard
-    fallback: LayerFallback
+    layer_fallback: LayerFallback
 
     @property
     def scaler(self) -> LossScaler | None:
@@ -44,7 +44,7 @@ class RunView:
     @property
     def fp32_layers(self) -> list[str]:
         """Qualified names of the layers in FP32 beyond autocast's own rules, in the order of the model."""
-        return list(self.fallback.names)
+        return list(self.layer_fallback.names)
 
     @property
     def incidents(self) -> list[Incident]:

@@ -33,6 +33,7 @@ FLOORS = (
         "all_ranks",
         "layer_fallback",
         "format_report",
+        "take_census",
         "run_directory",
     },
     {"report", "compare", "cli", "doctor"},

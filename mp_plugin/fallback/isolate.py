@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 CURED = "cured"
@@ -33,7 +34,7 @@ class Isolation:
     reruns: int
     """Runs of the step that it took."""
     is_minimal: bool
-    """Whether none of them can be left out, and none replaced by layers below it."""
+    """Whether none of them can be left out, and none that is not small replaced by layers below it."""
     why: str
     """`cured`, `limit reached`, or `no set of layers cures it`."""
     tried: tuple[Trial, ...] = ()
@@ -59,6 +60,7 @@ def isolate(
     *,
     origin: str | None = None,
     next_origin: Callable[[frozenset[str]], str | None] | None = None,
+    is_small: Callable[[str], bool] | None = None,
     limit: int,
 ) -> Isolation:
     """Find a minimal set of layers that cures a step which goes wrong without any.
@@ -74,13 +76,15 @@ def isolate(
         layers: qualified names in the order of the model, those of layers that hold others as well.
         origin: the layer in which the non-finite numbers arose, if that is known.
         next_origin: the layer in which they arise with these layers in FP32; None if they do not, empty outside of all.
+        is_small: whether a layer that holds others may be in FP32 as a whole if it is an origin: it is where the
+            operator was seen. Without it, layers inside are tried in its place.
         limit: runs of the step, that is calls of `cures` and `next_origin`, never to be exceeded.
 
     Example:
         >>> isolate(lambda fp32: {"1", "4"} <= fp32, ["0", "1", "2", "3", "4"], limit=20).layers
         ('1', '4')
     """
-    search = _Search(cures, layers, next_origin, limit)
+    search = _Search(cures, layers, next_origin, is_small, limit)
     try:
         found = search.follow(origin) if origin in search.below else None
         found = search.everywhere() if found is None else found
@@ -99,6 +103,7 @@ class _Search:
         cures: Callable[[frozenset[str]], bool],
         layers: Sequence[str],
         next_origin: Callable[[frozenset[str]], str | None] | None,
+        is_small: Callable[[str], bool] | None,
         limit: int,
     ) -> None:
         self._cures, self._next_origin, self._limit = cures, next_origin, limit
@@ -110,6 +115,7 @@ class _Search:
                 below[above].add(name)
         self.below = {name: frozenset(names) for name, names in below.items()}
         """What runs in FP32 if a layer does: itself, and all below it."""
+        self._is_small = is_small or (lambda name: len(below[name]) == 1)
         self._outcomes: dict[frozenset[str], bool] = {frozenset(): False}
         self._trials: list[Trial] = []
         self.smallest: frozenset[str] | None = None
@@ -133,7 +139,8 @@ class _Search:
             grown.append(origin)
             if self._try(grown):
                 # What was in FP32 before comes first: that this alone does not cure the step is known.
-                candidates = [name for each in grown for name in self._inside_out(self.below[each])]
+                parts = [[each] if self._is_small(each) else self._inside_out(self.below[each]) for each in grown]
+                candidates = list(chain.from_iterable(parts))
                 return self._minimal(list(dict.fromkeys(candidates)))
             if self._next_origin is None or len(self._trials) + 2 > num_runs:
                 break
