@@ -12,7 +12,6 @@ from mp_plugin.fallback.layers import is_below, layers_by_name
 from mp_plugin.finding import is_step_finite, trace_step
 from mp_plugin.scaling.guard import Explanation
 from mp_plugin.step_start import StepStart
-from mp_plugin.telemetry.events import Direction
 
 MOST_RERUNS = 64
 """Runs of one batch: enough for three independent culprits among 300 layers, and an end for what has no cure."""
@@ -48,10 +47,11 @@ def prove(
         reruns += 1
         return all_ranks.everywhere(lambda: is_step_finite(start, scale, in_fp32=in_fp32), evidence) or False
 
-    if evidence.get("forward_finite_in_fp32") is not True or explanation.get("direction") is Direction.backward:
-        evidence["step_finite_in_fp32"] = is_finite(in_fp32=True)
-        if not evidence["step_finite_in_fp32"]:
-            return None
+    in_fp32 = evidence.get("forward_finite_in_fp32")
+    if in_fp32 is None:
+        in_fp32 = evidence["step_finite_in_fp32"] = is_finite(in_fp32=True)
+    if not in_fp32:
+        return None
     before = islands.names
 
     def cures(layers: frozenset[str]) -> bool:
