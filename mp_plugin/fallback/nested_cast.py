@@ -51,17 +51,20 @@ class NestedCast:
                     if key not in copied:
                         del original[key]
                 for key in copied:
-                    if key not in cast or copied[key] is not cast[key]:
+                    if key not in cast or not _is(copied[key], cast[key]):
                         original[key] = copied[key]
             else:
                 for name, value in cast.items():
-                    if getattr(copied, name) is not value:
+                    if not _is(getattr(copied, name), value):
                         object.__setattr__(original, name, getattr(copied, name))
 
     def _cast(self, data: Any, above: tuple[Any, ...]) -> Any:
         if isinstance(data, Tensor):
             return data.to(self._target) if data.dtype in self._sources else data
-        is_list, is_dict = isinstance(data, tuple | list), isinstance(data, dict | UserDict)
+        if isinstance(data, tuple):
+            parts = [self._cast(each, above) for each in data]
+            return data if _same(data, parts) else _tuple_like(data, parts)
+        is_list, is_dict = isinstance(data, list), isinstance(data, dict | UserDict)
         if not (is_list or is_dict or _is_plain_dataclass(data)):
             return data
         for each in above:
@@ -72,13 +75,13 @@ class NestedCast:
             return self._cast_list(data, above)
         return self._cast_dict(data, above) if is_dict else self._cast_dataclass(data, above)
 
-    def _cast_list(self, data: Any, above: tuple[Any, ...]) -> Any:
+    # Some copies below are not made by `copy`, where torch.compile does not trace it.
+
+    def _cast_list(self, data: list[Any], above: tuple[Any, ...]) -> list[Any]:
         cast = [self._cast(each, above) for each in data]
         if _same(data, cast):
             return data
-        if isinstance(data, tuple):
-            return _tuple_like(data, cast)
-        copied = copy.copy(data)
+        copied = list(data) if type(data) is list else copy.copy(data)
         copied[:] = cast
         self._copies.append((data, copied, cast))
         return copied
@@ -87,7 +90,6 @@ class NestedCast:
         cast = {key: self._cast(data[key], above) for key in data}
         if _same([data[key] for key in data], [cast[key] for key in data]):
             return data
-        # torch.compile can trace `copy` of these and not the general one.
         copied = data.copy() if type(data) in (dict, OrderedDict, defaultdict) else copy.copy(data)
         for key in cast:
             copied[key] = cast[key]
@@ -99,7 +101,7 @@ class NestedCast:
         cast = {name: self._cast(getattr(data, name), above) for name in names}
         if _same([getattr(data, name) for name in names], [cast[name] for name in names]):
             return data
-        copied = copy.copy(data)
+        copied = copy.copy(data) if hasattr(data, "__dict__") else object.__new__(type(data))
         for name in names:
             object.__setattr__(copied, name, cast[name])  # it may be frozen
         self._copies.append((data, copied, cast))
@@ -118,9 +120,16 @@ def _tuple_like(data: Any, parts: list[Any]) -> Any:
     return type(data)(parts)
 
 
+def _is(one: Any, other: Any) -> bool:
+    """Whether two objects are the same one; tuples where their parts are, which torch.compile cannot tell."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and _same(one, other)
+    return one is other
+
+
 def _same(data: Iterable[Any], cast: Iterable[Any]) -> bool:
     for one, other in zip(data, cast, strict=True):  # noqa: SIM110  # torch.compile traces loops everywhere
-        if one is not other:
+        if not _is(one, other):
             return False
     return True
 
@@ -128,6 +137,6 @@ def _same(data: Iterable[Any], cast: Iterable[Any]) -> bool:
 def _before(entry: Any, original: list[Any], cast: list[Any]) -> Any:
     """Return what an entry was before it was cast; an entry that was not is new."""
     for one, other in zip(original, cast, strict=True):
-        if other is entry:
+        if _is(other, entry):
             return one
     return entry
