@@ -120,10 +120,12 @@ def _is_inside(name: str, above: set[str]) -> bool:
 
 
 def _near(glob: str, known: list[str]) -> list[str]:
-    """Return the names that somebody may have meant, those first that only lack their beginning."""
-    longer = [name for name in known if fnmatchcase(name, f"*.{glob}")]
-    in_any_case = [name for name in known if fnmatchcase(name.lower(), f"*{glob.lower()}*")]
-    return [*longer, *in_any_case, *get_close_matches(glob, known, n=SHOWN)]
+    """Return the names that somebody may have meant: which only lack their beginning, or else a part of them."""
+    if longer := [name for name in known if fnmatchcase(name, f"*.{glob}")]:
+        return longer
+    if in_any_case := [name for name in known if fnmatchcase(name.lower(), f"*{glob.lower()}*")]:
+        return in_any_case
+    return get_close_matches(glob, known, n=SHOWN)
 
 
 def _listed(names: list[str]) -> str:

@@ -130,6 +130,8 @@ def test_what_holds_no_halves_stays_the_same_object(kind: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_torch_compile_traces_it_in_one_graph(kind: str) -> None:
+    torch._dynamo.reset()  # of which it keeps eight forms of one function
+
     def function(data: Any) -> torch.Tensor:
         return the_tensor(up(data)) * 2
 
