@@ -128,6 +128,9 @@ def test_a_module_that_is_called_module_keeps_its_name() -> None:
     built = precision_map(net, {}, {}, "16-mixed")
     assert list(built.layers) == ["module.a", "a"]
     assert built.check_fits(net) == built
+    net["a"] = nn.Identity()
+    built = precision_map(net, {}, {}, "16-mixed")
+    assert built.check_fits(net) == built
     # Only one of the two is there: nothing is taken for it.
     assert built.differences(nn.ModuleDict({"a": nn.Linear(2, 2)})) == ["module.a is not in the model"]
 
@@ -163,6 +166,7 @@ def with_layer(**changes: Any) -> str:
         (with_layer(format=16), "at layer head, has format=16; accepted: text that is not empty."),
         (with_layer(format=" "), "at layer head, has format=' '; accepted: text that is not empty."),
         (with_layer(why=None), "at layer head, has why=None; accepted: text that is not empty."),
+        (with_layer(format=["fp16"] * 1000), "at layer head, has format=['fp16', 'fp16', "),
         (with_layer(since_step=-1), "at layer head, has since_step=-1; accepted: a whole number, at least 0."),
         (with_layer(since_step=1.5), "at layer head, has since_step=1.5; accepted: a whole number, at least 0."),
         (with_layer(is_island="yes"), "at layer head, has is_island='yes'; accepted: true or false."),
@@ -280,6 +284,8 @@ def test_rules_and_a_map_may_agree() -> None:
     assert of_net().contradictions({"blocks.1.0": "types *Norm*", "blocks.2": "types Softmax"}) == []
     of_net().check_agrees(["blocks.1"])
     of_net().check_agrees([])
+    # What an island casts to half by itself it does as an island.
+    precision_map(Net(), {**OBSERVED, "blocks.1.1": "fp16"}, ISLANDS, "16-mixed").check_agrees(["blocks.1.1"])
     # Autocast's own rules left it in FP32.
     precision_map(Net(), {**OBSERVED, "no": "fp32"}, {}, "16-mixed").check_agrees(["no"])
     precision_map(Net(), {**OBSERVED, "no": "not run by itself"}, {}, "16-mixed").check_agrees(["no"])
