@@ -68,7 +68,14 @@ class PrecisionMonitor(Callback):
             "precision/effective_step": float(record.effective_step),
             "precision/incidents": float(record.total_incidents),
             "precision/fp32_layers": float(len(self.plugin.fp32_layers)),
+            **self._window(),
         }
+
+    def _window(self) -> dict[str, float]:
+        window = self.plugin.scale_window
+        if window is None:
+            return {}
+        return {"precision/scale_window_low": window.lowest, "precision/scale_window_high": window.highest}
 
     def _print(self, trainer: "pl.Trainer") -> None:
         # A fit that was over before its first step has nothing to tell.

@@ -154,6 +154,8 @@ class Telemetry:
         20
     """
 
+    every_n_steps: int = 100
+    """Steps between two samples of the gradients; 0 takes none. Taken only where layers may move to FP32 on the way."""
     max_traced: int = 20
     """Incidents traced in full per run, each for a few runs of its batch; at least 0. Later ones are only recorded."""
     directory: str | None = None
@@ -165,7 +167,8 @@ class Telemetry:
 
     def __post_init__(self) -> None:
         """Check every field and turn a path into a string."""
-        _set(self, "max_traced", _count, 0)
+        for name in ("every_n_steps", "max_traced"):
+            _set(self, name, _count, 0)
         if self.directory is not None:
             _set(self, "directory", _path)
         _set(self, "keep_batches", _flag)

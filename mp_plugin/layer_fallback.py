@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from mp_plugin.all_ranks import AllRanks
 from mp_plugin.casting import DTYPES
-from mp_plugin.config import Fallback
+from mp_plugin.config import Fallback, Telemetry
 from mp_plugin.errors import ConfigError
 from mp_plugin.fallback.fp32_weights import kept_in_fp32, tied_layers
 from mp_plugin.fallback.islands import Islands
@@ -23,7 +23,9 @@ from mp_plugin.fallback.sharding import refuse_mixed_units, refuse_sharded_half
 from mp_plugin.fsdp import refuse_fp32_beside_half_weights
 from mp_plugin.modes import Mode
 from mp_plugin.proof import prove
+from mp_plugin.scale_sampling import ScaleSampler
 from mp_plugin.scaling.guard import Explanation, StepGuard
+from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.step_start import StepStart
 from mp_plugin.telemetry.events import Cause, Signature
 
@@ -38,15 +40,19 @@ class LayerFallback:
     Args:
         config: rules, and what may be decided on the way.
         mode: the precision of all other layers.
+        telemetry: how often gradients are sampled; what is not traced cannot be proved.
         proves_at_floor: whether layers may also be moved once the loss scale cannot go lower.
     """
 
-    def __init__(self, config: Fallback, mode: Mode, *, proves_at_floor: bool = False) -> None:
-        _check(config, mode)
+    def __init__(self, config: Fallback, mode: Mode, telemetry: Telemetry, *, proves_at_floor: bool = False) -> None:
+        _check(config, mode, telemetry)
         self.config = config
         self.may_act = mode.is_mixed and (config.auto or proves_at_floor)
         """Whether an incident may move layers to FP32."""
         self.state = FallbackState()
+        self.sampler = ScaleSampler(
+            every_n_steps=telemetry.every_n_steps, underflow_tolerance=config.underflow_tolerance
+        )
         self.report: Callable[[dict[str, Any]], None] = _ignore
         """Tells the world of a layer that was given back."""
         self.names: tuple[str, ...] = ()
@@ -63,6 +69,7 @@ class LayerFallback:
         """Forget what was proved in another fit."""
         self.state = FallbackState()
         self._hopeless.clear()
+        self.sampler.start_afresh()
 
     def choose(self, module: Module) -> dict[str, str]:
         """Find the layers that rules and map name, each with the reason why.
@@ -153,9 +160,9 @@ class LayerFallback:
         islands = self._islands
         if islands is None or start is None or signature in self._hopeless:
             return None
-        if not self._is_worth_it(start, explanation, guard):
+        scale = self._scale_to_prove_at(start, explanation, guard)
+        if scale is None:
             return None
-        scale = guard.scaler.config.min_scale if guard.scaler is not None else 1.0
 
         def may_move(names: set[str]) -> bool:
             share = _share(start.module, names)
@@ -184,19 +191,31 @@ class LayerFallback:
         self._exchange({*islands.names, *found.layers})
         return {**explanation, "culprits": found.layers}
 
-    def _is_worth_it(self, start: StepStart, explanation: Explanation, guard: StepGuard) -> bool:
-        """Whether an incident is one that layers in FP32 may cure, and that can be run again to prove it."""
-        if not self._mode.is_mixed or explanation.get("operator") is None:
-            return False
-        if not (start.can_run_again and start.is_window_whole):
-            return False
+    def _scale_to_prove_at(self, start: StepStart, explanation: Explanation, guard: StepGuard) -> float | None:
+        """Return the loss scale at which layers in FP32 would have to cure an incident; None if it is none of theirs.
+
+        Mostly the lowest: what a lower scale cures needs no layer. But where no scale fits all layers, a lower one only
+        lets others vanish, and those that empty the window have to make do with the scale that there is.
+        """
+        if explanation.get("operator") is None or not (start.can_run_again and start.is_window_whole):
+            return None
+        lowest = guard.scaler.config.min_scale if guard.scaler is not None else 1.0
         if explanation["cause"] is Cause.forward:
-            return self.config.auto
+            return lowest if self.config.auto else None
         if explanation["cause"] is not Cause.backward:
-            return False
-        if explanation["evidence"].get("backward_finite_at_lower_scale") is not False and guard.can_back_off:
-            return False
-        return self.config.auto or guard.falls_back_at_floor
+            return None
+        is_beyond_scales = explanation["evidence"].get("backward_finite_at_lower_scale") is False
+        if is_beyond_scales or not guard.can_back_off:
+            return lowest if self.config.auto or guard.falls_back_at_floor else None
+        window = self.sampler.window
+        if self.config.auto and window is not None and explanation.get("layer") in window.emptied_by:
+            explanation["evidence"]["scale_window"] = {"lowest": window.lowest, "highest": window.highest}
+            return guard.loss_scale
+        return None
+
+    def sample(self, module: "pl.LightningModule", scaler: LossScaler | None, *, step: int) -> None:
+        """Look at unscaled, finite gradients before they are clipped, if it is time to."""
+        self.sampler.sample(module, scaler, step=step, fp32_layers=self.names)
 
     def step_over(self, *, step: int, taken: bool) -> None:
         """Note that an optimizer step was taken or skipped: layers in FP32 for its batch alone go back now.
@@ -226,7 +245,9 @@ class LayerFallback:
         self.settle()
 
 
-def _check(config: Fallback, mode: Mode) -> None:
+def _check(config: Fallback, mode: Mode, telemetry: Telemetry) -> None:
+    if config.auto and telemetry.max_traced == 0:
+        raise ConfigError("Fallback.auto=True needs traced incidents; accepted: Telemetry.max_traced of at least 1.")
     if mode.name == "tf32" and (config.names_layers or config.auto):
         raise ConfigError(f"fallback={config} is not accepted with 'tf32', a switch of all layers; accepted: None.")
     if config.auto and mode.weights != "fp32":

@@ -84,21 +84,17 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             raise ConfigError(f"fallback={fallback!r} is not accepted; accepted: a Fallback, or None.")
         if telemetry is not None and not isinstance(telemetry, Telemetry):
             raise ConfigError(f"telemetry={telemetry!r} is not accepted; accepted: a Telemetry, or None.")
-        self.telemetry = telemetry or Telemetry()
-        if fallback is not None and fallback.auto and self.telemetry.max_traced == 0:
-            raise ConfigError(
-                "Fallback.auto=True needs traced incidents; accepted: Telemetry.max_traced of at least 1."
-            )
         if device is not None:
             check_device(self.mode, device)
         # The name that Lightning and other callbacks know; they have none for TF32.
         self.precision = "32-true" if self.mode.name == "tf32" else self.mode.name  # type: ignore[assignment]
         self.device = device
+        self.telemetry = telemetry or Telemetry()
         self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
         self.explainer = Explainer(self.guard, self.telemetry, is_mixed=self.mode.is_mixed)
         at_floor = self.scaler is not None and self.scaler.config.at_min_scale is AtMinScale.fallback
         self.fallback = fallback or Fallback()
-        self.layer_fallback = LayerFallback(self.fallback, self.mode, proves_at_floor=at_floor)
+        self.layer_fallback = LayerFallback(self.fallback, self.mode, self.telemetry, proves_at_floor=at_floor)
         self._has_fallback = self.layer_fallback.may_act or self.fallback.names_layers
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []
@@ -243,7 +239,11 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Optimizer, model: "pl.LightningModule", closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
-        after_closure = partial(self._after_closure, model, optimizer)
+        def after_closure() -> None:
+            if self.layer_fallback.may_act:
+                self.layer_fallback.sample(model, self.scaler, step=self.guard.record.steps)
+            self._after_closure(model, optimizer)
+
         steps = self.effective_step
         helpers = (self.guard, self.explainer, self.layer_fallback, self.start)
         output = take_step(*helpers, optimizer, model, closure, after_closure, **kwargs)

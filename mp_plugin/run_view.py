@@ -6,6 +6,7 @@ from mp_plugin.layer_fallback import LayerFallback
 from mp_plugin.modes import Mode
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.window import ScaleWindow
 from mp_plugin.telemetry.events import Incident
 
 
@@ -47,6 +48,11 @@ class RunView:
         return list(self.layer_fallback.names)
 
     @property
+    def scale_window(self) -> ScaleWindow | None:
+        """The loss scales that fit all layers, as of the newest sample of the gradients; None without samples."""
+        return self.layer_fallback.sampler.window
+
+    @property
     def incidents(self) -> list[Incident]:
         """The newest incidents, newest last."""
         return list(self.guard.record.incidents)
@@ -54,4 +60,10 @@ class RunView:
     def summary(self) -> dict[str, Any]:
         """Return steps, skips, loss scale and incidents of this run as plain JSON values."""
         scale = self.loss_scale if self.scaler is not None else None
-        return self.guard.record.summary(precision=self.mode.name, scale=scale)
+        summary = self.guard.record.summary(precision=self.mode.name, scale=scale)
+        window = self.scale_window
+        return {
+            **summary,
+            "fp32_layers": {name: why for name, (why, _) in self.layer_fallback.reasons.items()},
+            "scale_window": None if window is None else window.as_dict(),
+        }

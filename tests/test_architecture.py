@@ -35,6 +35,7 @@ FLOORS = (
         "format_report",
         "take_census",
         "run_directory",
+        "scale_sampling",
     },
     {"report", "compare", "cli", "doctor"},
 )

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 LISTED_ORIGINS = 3
+LISTED_LAYERS = 5
 LISTED_PARAMETERS = 5
 """An overflow usually reaches every parameter above it: the few most frequent tell as much as all of them."""
 
@@ -35,6 +36,15 @@ def summary_table(summary: dict[str, Any]) -> Table:
     scale = summary["loss_scale"]
     if scale is not None:
         table.add_row("loss scale", f"{scale['now']:,.15g} (min {scale['min']:,.15g}, max {scale['max']:,.15g})")
+    if summary.get("scale_window") is not None:
+        table.add_row("  that fit all layers", _window(summary["scale_window"]))
+    fp32_layers = summary.get("fp32_layers", {})
+    if fp32_layers:
+        table.add_row("layers in fp32", f"{len(fp32_layers):,}")
+    for name, why in list(fp32_layers.items())[:LISTED_LAYERS]:
+        table.add_row(f"  {escape(name)}", escape(why))
+    if len(fp32_layers) > LISTED_LAYERS:
+        table.add_row(f"  and {len(fp32_layers) - LISTED_LAYERS:,} more", "")
     incidents = summary["incidents"]
     table.add_row("incidents", f"{incidents['total']:,}")
     if incidents["by_cause"]:
@@ -51,6 +61,14 @@ def summary_table(summary: dict[str, Any]) -> Table:
     if listed < len(by_parameter):
         table.add_row(f"  and {len(by_parameter) - listed:,} more parameters", "")
     return table
+
+
+def _window(window: dict[str, Any]) -> str:
+    if window["lowest"] <= window["highest"]:
+        return f"{window['lowest']:,.15g} to {window['highest']:,.15g}"
+    names = window["emptied_by"]
+    more = f" and {len(names) - LISTED_LAYERS:,} more" if len(names) > LISTED_LAYERS else ""
+    return f"[yellow]none[/]: {escape(', '.join(names[:LISTED_LAYERS]))}{more} and the others need different ones"
 
 
 def _traced(incidents: dict[str, Any]) -> str:
