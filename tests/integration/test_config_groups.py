@@ -109,7 +109,7 @@ def test_the_fallback_can_be_switched(compose, option, choice):
     assert hydra.utils.instantiate(config.precision.fallback) == FALLBACK_OF_OPTION[choice]
     if choice != "auto":  # which only the mixed precisions take
         (plugin,) = hydra.utils.instantiate(config.trainer.plugins)
-        assert plugin.fallback.config == FALLBACK_OF_OPTION[choice]
+        assert plugin.fallback == FALLBACK_OF_OPTION[choice]
 
 
 @pytest.mark.parametrize("option", WITH_FALLBACK)
@@ -121,7 +121,7 @@ def test_layers_are_named_without_choosing_an_option(compose, option):
 @pytest.mark.parametrize("option", ["fp16", "bf16"])
 def test_a_mixed_precision_takes_the_automatic_fallback(compose, option):
     config = compose(f"+precision={option}", "precision/fallback=auto", "precision.fallback.patience=2")
-    assert hydra.utils.instantiate(config.precision).fallback.config == Fallback(auto=True, patience=2)
+    assert hydra.utils.instantiate(config.precision).fallback == Fallback(auto=True, patience=2)
 
 
 def test_tf32_has_no_fallback(compose):
