@@ -91,7 +91,7 @@ def test_the_scaling_can_be_switched(compose):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_telemetry_can_be_switched_and_overridden(compose, option):
     config = compose(f"+precision={option}", "precision/telemetry=none")
-    assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(max_traced=0)
+    assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(every_n_steps=0, max_traced=0)
     config = compose(f"+precision={option}", "precision.telemetry.keep_batches=true")
     assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(keep_batches=True)
     config = compose(f"+precision={option}", "precision/telemetry=full")
@@ -242,6 +242,7 @@ def test_schema_and_class_draw_the_same_lines(name, accepted, refused):
 @pytest.mark.parametrize(
     ("name", "accepted", "refused"),
     [
+        ("every_n_steps", [0, 100], [-1, 1.5, "all", None]),
         ("max_traced", [0, 20], [-1, 1.5, "all", None]),
         ("directory", [None, "runs/7"], ["", 7, True]),
         ("keep_batches", [True, False], [0, "yes", None]),

@@ -148,8 +148,8 @@ def test_the_apps_own_file_wins(environment, tmp_path):
     show = (python, tmp_path / "app" / "show.py")
     assert json.loads(run_checked(*show, "+precision=bf16", cwd=tmp_path).stdout)["precision"] == "the app's own"
     ours = json.loads(run_checked(*show, "+precision=fp32", cwd=tmp_path).stdout)["precision"]
-    telemetry = {"_target_": "mp_plugin.Telemetry", "max_traced": 20, "directory": None, "keep_batches": False}
-    assert ours.pop("telemetry") == telemetry
+    targets = {name: ours.pop(name)["_target_"] for name in ("telemetry", "fallback")}
+    assert targets == {"telemetry": "mp_plugin.Telemetry", "fallback": "mp_plugin.Fallback"}
     assert ours == {"_target_": "mp_plugin.AdaptivePrecision", "precision": "32-true", "device": None}
 
 

@@ -89,6 +89,7 @@ def test_is_frozen_and_keyword_only() -> None:
 
 def test_telemetry_defaults() -> None:
     assert dataclasses.asdict(Telemetry()) == {
+        "every_n_steps": 100,
         "max_traced": 20,
         "directory": None,
         "keep_batches": False,
@@ -141,6 +142,7 @@ def test_a_path_becomes_a_string(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "accepted"),
     [
+        ("every_n_steps", -1, "a whole number, at least 0"),
         ("max_traced", -1, "a whole number, at least 0"),
         ("max_traced", 2.0, "a whole number, at least 0"),
         ("max_traced", True, "a whole number, at least 0"),
