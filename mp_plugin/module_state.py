@@ -28,6 +28,24 @@ def counted_once(module: "pl.LightningModule") -> Iterator[None]:
         yield
 
 
+def remember_counts(module: "pl.LightningModule") -> Callable[[], None]:
+    """Remember what a module has logged and measured so far; returns what goes back to it, as often as it is called."""
+    undo = [_remember_metric(part) for part in module.modules() if isinstance(part, Metric)]
+    results: dict[str, Any] = {} if module.trainer._results is None else module.trainer._results
+    # Lightning never writes into the tensors of a logged value, it makes new ones.
+    logged = {key: (result, dict(vars(result))) for key, result in results.items()}
+
+    def restore() -> None:
+        for each in undo:
+            each()
+        for key in results.keys() - logged.keys():
+            del results[key]
+        for result, values in logged.values():
+            vars(result).update(values)
+
+    return restore
+
+
 @contextmanager
 def unchanged(module: "pl.LightningModule") -> Iterator[None]:
     """Let the block run a training step whose effects on the module, but for those on tensors, are taken back.

@@ -139,9 +139,12 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             if trainer.global_step == 0:
                 self.guard.start_afresh()
                 self.layer_fallback.start_afresh()
-            may_step_again = self.guard.retries > 0 or self.layer_fallback.may_act
-            is_traced = self.telemetry.max_traced > 0
-            self.start = StepStart(module, may_step_again=may_step_again, is_traced=is_traced)
+            self.start = StepStart(
+                module,
+                may_step_again=self.guard.retries > 0 or self.layer_fallback.may_act,
+                is_traced=self.telemetry.max_traced > 0,
+                remembers_counts=self.layer_fallback.may_act,
+            )
             self._undo.append(tell_of_each_batch(trainer.strategy, self.start))
             monitor = PrecisionMonitor(self)
             trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]

@@ -2,14 +2,17 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.call import _call_strategy_hook
 from torch.optim import Optimizer
 
 from mp_plugin.hooks import silent
+from mp_plugin.instance import replace_attribute
 from mp_plugin.module_state import counted_once
 from mp_plugin.rehearsal import arguments_of
 from mp_plugin.scaling.verdict import gather
@@ -38,17 +41,27 @@ def may_run_again(start: StepStart | None, *, in_windows: bool = False) -> bool:
 
 
 @contextmanager
-def run_again(start: StepStart | None) -> Iterator[None]:
+def run_again(start: StepStart | None, *, counts_anew: bool = False) -> Iterator[None]:
     """Go back to where a step began, and let the block run it again: what it logs and measures counts once.
 
-    Hooks have been called already. `on_after_backward` is called again if it writes to gradients: it has to write to
-    those that the step will use.
+    Mostly it is what the step did the first time, from which a lower loss scale makes no difference. Hooks have been
+    called already. `on_after_backward` is called again if it writes to gradients: it has to write to those that the
+    step will use.
+
+    Args:
+        start: where the step began.
+        counts_anew: whether what it logs and measures this time counts: after a forward pass that was not finite.
     """
     assert start is not None, "a step is run again within a fit only"
     hooks = ["on_before_zero_grad", "on_before_backward"]
     if not start.edits_after_backward:
         hooks.append("on_after_backward")
-    with counted_once(start.module), silent(start.module, hooks):
+    with ExitStack() as undo:
+        if counts_anew:
+            start.forget_counts()
+        else:
+            undo.enter_context(counted_once(start.module))
+        undo.enter_context(silent(start.module, hooks))
         start.rewind()
         yield
 
@@ -58,7 +71,7 @@ def run_earlier_batches(start: StepStart | None, optimizer: Optimizer) -> None:
     assert start is not None, "a step is run again within a fit only"
     if start.is_single:
         return
-    module, strategy = start.module, start.module.trainer.strategy
+    module, trainer, strategy = start.module, start.module.trainer, start.module.trainer.strategy
     # What they gave was added up with gradients that are not finite.
     for parameter in module.parameters():
         parameter.grad = None
@@ -66,12 +79,28 @@ def run_earlier_batches(start: StepStart | None, optimizer: Optimizer) -> None:
     for batch in earlier:
         unsynced = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
         _restore_random_state(batch)
-        with unsynced:
-            output = strategy.training_step(*arguments_of(module, batch))
-            result = ClosureResult.from_training_step_output(output, module.trainer.accumulate_grad_batches)
+        with unsynced, _logging_for(batch, trainer):
+            # Which lets `self.log` know where it is called.
+            output = _call_strategy_hook(trainer, "training_step", *arguments_of(module, batch))
+            result = ClosureResult.from_training_step_output(output, trainer.accumulate_grad_batches)
             if result.closure_loss is not None:
                 strategy.backward(result.closure_loss, optimizer)
     _restore_random_state(last)
+
+
+@contextmanager
+def _logging_for(batch: MicroBatch, trainer: "pl.Trainer") -> Iterator[None]:
+    """Let what the block logs weigh as much as this batch is large."""
+    results = trainer._results
+    undo = _do_nothing if results is None else replace_attribute(results, "batch", batch.batch)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _restore_random_state(batch: MicroBatch) -> None:

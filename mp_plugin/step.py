@@ -13,7 +13,7 @@ from mp_plugin.retry import known_at_first, may_run_again, run_again, run_earlie
 from mp_plugin.scaling.guard import NOT_EXPLAINED, Explanation, StepGuard, Where
 from mp_plugin.scaling.verdict import has_other_ranks
 from mp_plugin.step_start import StepStart
-from mp_plugin.telemetry.events import Cause, Incident
+from mp_plugin.telemetry.events import Action, Cause, Incident
 
 SPOILED_BY_A_HOOK: Explanation = {
     "cause": Cause.backward,
@@ -66,7 +66,7 @@ def take_step(
         nonlocal result, verdict, is_retried
         is_retried = True
         try:
-            with run_again(start):
+            with run_again(start, counts_anew=incident.action is Action.fallback):
                 guard.forget_losses()
                 run_earlier_batches(start, optimizer)
                 result = closure()

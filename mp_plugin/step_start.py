@@ -1,6 +1,6 @@
 """Where a training step began, to go back to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from mp_plugin.batch import BatchStart
 from mp_plugin.buffers import LastGoodBuffers
 from mp_plugin.copy_on_write import WriteWatch
+from mp_plugin.module_state import remember_counts
 from mp_plugin.random_state import RandomState, capture_random_state
 from mp_plugin.telemetry.writers import storage_of
 
@@ -34,9 +35,17 @@ class StepStart:
         module: what trains.
         may_step_again: whether a batch may be run again to step with its gradients.
         is_traced: whether it may be run again to be looked at; without either, nothing random is remembered.
+        remembers_counts: whether to remember what was logged and measured before each step.
     """
 
-    def __init__(self, module: "pl.LightningModule", *, may_step_again: bool, is_traced: bool = False) -> None:
+    def __init__(
+        self,
+        module: "pl.LightningModule",
+        *,
+        may_step_again: bool,
+        is_traced: bool = False,
+        remembers_counts: bool = False,
+    ) -> None:
         self.module = module
         self.buffers = LastGoodBuffers(module)
         # In manual optimization there is no closure, and a step that takes the iterator would take the next batch.
@@ -46,6 +55,7 @@ class StepStart:
         self.may_step_again = may_step_again and self.can_run_again
         """Whether a step may be run again for its gradients."""
         self._remembers_random_state = self.can_run_again and (is_traced or may_step_again)
+        self._remembers_counts = remembers_counts and self.can_run_again
         self.forward_passes = 0
         self.window: list[MicroBatch] = []
         """The batches of this step that are still held, newest last."""
@@ -58,6 +68,7 @@ class StepStart:
         self._writes_through_data: bool | None = None
         self._is_marked = False
         self._counters: dict[str, Any] = {}
+        self._restore_counts: Callable[[], None] | None = None
 
     @property
     def is_single(self) -> bool:
@@ -86,6 +97,12 @@ class StepStart:
         self._is_marked = True
         self.buffers.save()
         self._counters = _counters_of(self.module)
+        self._restore_counts = remember_counts(self.module) if self._remembers_counts else None
+
+    def forget_counts(self) -> None:
+        """Go back to what was logged and measured before the step, if that was remembered."""
+        if self._restore_counts is not None:
+            self._restore_counts()
 
     def done(self) -> None:
         """The step was taken or skipped: the next forward pass begins a new one."""
