@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 
 from mp_plugin.errors import UnsupportedError
 from mp_plugin.fallback.island_class import HALF
@@ -28,24 +30,22 @@ def kept_in_fp32(root: Module, names: Iterable[str]) -> Iterator[None]:
     """
     wanted = frozenset(names)
     layers = [layer for name, layer in layers_by_name(root).items() if name in wanted]
-    parts = list({part: None for layer in layers for part in layer.modules()})
-    parameters = [(parameter, parameter.data) for part in parts for parameter in part.parameters(recurse=False)]
-    buffers = [
-        (part._buffers, name, buffer)
-        for part in parts
-        for name, buffer in part.named_buffers(recurse=False)
-        if buffer.is_floating_point()
+    before = [
+        (held, name, tensor.data)
+        for part in {part: None for layer in layers for part in layer.modules()}
+        for held in (part._parameters, part._buffers)
+        for name, tensor in held.items()
+        if tensor is not None and not is_lazy(tensor) and tensor.is_floating_point()
     ]
     yield
-    for parameter, before in parameters:
-        if parameter.dtype in HALF:
-            parameter.data = before
-    for place, name, value in buffers:
-        now = place[name]
-        if now is not None and now.dtype in HALF:
-            place[name] = value
     for layer in layers:
         to_fp32_(layer)
+    # By their values: what FSDP2 has sharded is more than its data.
+    with torch.no_grad():
+        for held, name, values in before:
+            now = held[name]
+            if now is not None:
+                now.copy_(values)
 
 
 def to_fp32_(layer: Module) -> None:

@@ -45,11 +45,10 @@ def refuse_mixed_units(root: Module) -> None:
     """
     names = {id(weight): name for name, weight in root.named_parameters()}
     for group in _groups(root):
-        formats = {
-            each.sharded_param.dtype: names.get(id(each.sharded_param), "a weight")
-            for each in group.fsdp_params
-            if each.sharded_param.requires_grad
-        }
+        formats: dict[torch.dtype, str] = {}
+        for weight in (each.sharded_param for each in group.fsdp_params):
+            if weight.requires_grad:
+                formats.setdefault(weight.dtype, names.get(id(weight), "a weight"))
         if len(formats) > 1:
             found = " and ".join(f"{name!r} in {dtype}" for dtype, name in formats.items())
             raise UnsupportedError(

@@ -9,6 +9,9 @@ from torch.distributed.fsdp import MixedPrecision
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from mp_plugin import AdaptivePrecision, LossScaling
+from mp_plugin.errors import UnsupportedError
+from mp_plugin.fsdp import refuse_fp32_beside_half_weights
+from mp_plugin.modes import parse_mode
 from tests.helpers.training import quiet_trainer
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -40,6 +43,23 @@ def test_sums_and_statistics_stay_in_fp32_while_weights_are(precision: str, form
     """Trap 21: with the fp16 that stock chooses for 16-mixed, a sum over ranks overflows by itself."""
     config = AdaptivePrecision(precision).mixed_precision_config
     assert (config.param_dtype, config.reduce_dtype, config.buffer_dtype) == formats
+
+
+@pytest.mark.parametrize(("precision", "gathered"), [("fp16", FP32), ("bf16", FP32), ("bf16_true", BF16)])
+def test_weights_are_gathered_in_fp32_where_layers_may_run_in_it(precision: str, gathered: torch.dtype) -> None:
+    """A layer cannot compute in FP32 from weights that were rounded on their way."""
+    plugin = AdaptivePrecision(precision)
+    plugin._has_fallback = True
+    assert plugin.mixed_precision_config.param_dtype is gathered
+
+
+def test_fp32_layers_in_half_models_are_refused_where_all_weights_are_gathered_in_half() -> None:
+    mode = parse_mode("bf16_true")
+    message = "Layer 'head' cannot run in FP32: with precision='bf16-true' FSDPStrategy keeps all weights in torch.bf"
+    with pytest.raises(UnsupportedError, match=message):
+        refuse_fp32_beside_half_weights(FSDPStrategy(), ["head", "norm"], mode)
+    refuse_fp32_beside_half_weights(FSDPStrategy(), [], mode)
+    refuse_fp32_beside_half_weights(ModelParallelStrategy(), ["head"], mode)
 
 
 def test_inputs_are_left_to_autocast() -> None:
