@@ -1,6 +1,6 @@
 """FP32 weights for some layers of a model whose weights are half."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -79,19 +79,20 @@ def tied_layers(root: Module, names: Iterable[str]) -> dict[str, str]:
     """
     own_names = names_of(root)
     by_name = {name: layer for layer, own in own_names.items() for name in own}
-    islands = [by_name[name] for name in names]
-    reasons: dict[Module, str] = {}
-    for island in islands:  # which grows as it is walked through: what is tied may tie others
+    islands = {by_name[name]: "" for name in names}
+    todo = list(islands)
+    while todo:  # what is tied may tie others
+        island = todo.pop(0)
         source = own_names[island][0]
         for name in _holders(root, island, islands):
             holder = by_name[_called_for(name, by_name, source)]
             if holder not in islands:
-                islands.append(holder)
-                reasons[holder] = f"tied to {source}"
-    return {names[0]: reasons[layer] for layer, names in own_names.items() if layer in reasons}
+                islands[holder] = f"tied to {source}"
+                todo.append(holder)
+    return {names[0]: islands[layer] for layer, names in own_names.items() if islands.get(layer)}
 
 
-def _holders(root: Module, island: Module, islands: list[Module]) -> Iterator[str]:
+def _holders(root: Module, island: Module, islands: Container[Module]) -> Iterator[str]:
     """Yield the names, outside of all islands, at which an island's modules or parameters are found once more."""
     inside = set(island.modules())
     weights = {id(weight) for weight in island.parameters()}
@@ -103,7 +104,9 @@ def _holders(root: Module, island: Module, islands: list[Module]) -> Iterator[st
         if module in inside or any(id(weight) in weights for weight in module.parameters(recurse=False)):
             yield plain_name(name)
         else:
-            todo += [(f"{name}.{child}".lstrip("."), below) for child, below in module._modules.items() if below]
+            todo += [
+                (f"{name}.{child}".lstrip("."), below) for child, below in module._modules.items() if below is not None
+            ]
 
 
 def _called_for(name: str, by_name: dict[str, Module], source: str) -> str:

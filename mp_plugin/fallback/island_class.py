@@ -25,6 +25,12 @@ class Island:
         pass
 
 
+def class_before(module: Module) -> type[Module]:
+    """Return the class that a module has, or had before it became an island."""
+    cls = type(module)
+    return cls.__bases__[1] if cls.__bases__[0] is Island else cls
+
+
 @cache
 def island_class(cls: Any, device_type: str, output_dtype: torch.dtype | None) -> type[Module]:
     """Return a subclass that runs in FP32; it bears the name of its base.

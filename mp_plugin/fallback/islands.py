@@ -13,7 +13,7 @@ from torch.nn import Module
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from mp_plugin.errors import UnsupportedError
-from mp_plugin.fallback.island_class import HALF, Island, island_class
+from mp_plugin.fallback.island_class import HALF, Island, class_before, island_class
 from mp_plugin.fallback.layers import has_forward, layers_by_name
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,11 @@ class Islands:
     however they are nested, autocast is off, and tensors are created in FP32. Integers, bools, complex and fp64
     tensors stay. The module stays the same object, with the same parameters, hooks and state; only its class is
     exchanged for a subclass of the same name, and undone the module is exactly as it was. A copy of an island, or one
-    that was saved whole, is an island too. In a compiled model each new set costs one compilation.
+    that was saved whole, is an island too, and may be taken over. In a compiled model each new set costs one
+    compilation.
 
-    What the module casts to half by itself, or in an autocast region of its own, stays so. What it writes into a half
-    tensor that it was given stays within it.
+    What the module casts to half by itself, or in an autocast region of its own, stays so; its hooks run outside. What
+    it writes into a half tensor that it was given stays within it.
 
     Args:
         root: the model.
@@ -121,7 +122,7 @@ class Islands:
         self._held = begun
 
     def _begin(self, name: str, layer: Module) -> "_Held":
-        before: Any = type(layer)
+        before: Any = class_before(layer)
         try:
             island = island_class(before, self._device_type, self._output_dtype)
             object.__setattr__(layer, "__class__", island)
@@ -158,8 +159,8 @@ def why_no_island(module: Module, *, output_dtype: torch.dtype | None = None) ->
         module: that may become one.
         output_dtype: of the islands; None where weights are FP32.
     """
-    if is_island(module):
-        return "it is an island already, of another name or another model"
+    if issubclass(class_before(module), Island):
+        return "its class was exchanged while it was an island"
     if isinstance(module, ScriptModule):
         return "TorchScript has compiled it"
     if isinstance(module, GraphModule):

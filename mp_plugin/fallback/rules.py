@@ -44,7 +44,7 @@ def select_layers(root: Module, *, layers: Iterable[str] = (), types: Iterable[s
     model = _Model(root)
     chosen: dict[Module, str] = {}
     for rule in layers:
-        for layer in _chosen_by(rule, "Fallback.layers", model, model.names.__getitem__, _without_wrappers):
+        for layer in _chosen_by(rule, "Fallback.layers", model, model.names.__getitem__, plain_name):
             chosen.setdefault(layer, rule)
     for rule in types:
         for layer in _chosen_by(rule, "Fallback.types", model, _class_names, str):
@@ -82,10 +82,11 @@ def _chosen_by(
 ) -> list[Module]:
     globs = [clean(glob.strip()) for glob in rule.split("|")]
 
-    def is_named(layer: Module) -> bool:
-        return any(fnmatchcase(name, glob) for name in names_of_layer(layer) for glob in globs)
+    def matching(glob: str) -> list[Module]:
+        return [layer for layer in model.names if any(fnmatchcase(name, glob) for name in names_of_layer(layer))]
 
-    found = [layer for layer in model.names if is_named(layer)]
+    # A model may have a part of the name that DDP gives to all of it.
+    found = [layer for glob in globs for layer in matching(glob) or matching(glob.removeprefix("module."))]
     layers = [layer for each in found for layer in model.that_are_called(each)]
     if layers:
         return layers
@@ -100,10 +101,6 @@ def _chosen_by(
     if near:
         raise ConfigError(f"{field}: {rule!r} matches no layer; did you mean {_listed(near)}?")
     raise ConfigError(f"{field}: {rule!r} matches no layer; there are {_listed(known) or 'none'}.")
-
-
-def _without_wrappers(glob: str) -> str:
-    return plain_name(glob).removeprefix("module.")
 
 
 def _class_names(layer: Module) -> list[str]:

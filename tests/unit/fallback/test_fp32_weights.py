@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import BatchNorm1d, Embedding, Linear, Module, ModuleDict, MultiheadAttention, ParameterList, Sequential
+from torchmetrics import MeanMetric
 
 from mp_plugin.errors import UnsupportedError
 from mp_plugin.fallback.fp32_weights import kept_in_fp32, tied_layers, to_fp32_
@@ -77,6 +78,13 @@ def test_a_recurrent_layer_still_runs() -> None:
     assert output.dtype is FP32
 
 
+def test_a_layer_without_weights_yet_is_fp32_too_once_it_has_them() -> None:
+    model = Sequential(torch.nn.LazyLinear(2))
+    with kept_in_fp32(model, ["0"]):
+        model.half()
+    assert model(torch.ones(1, 3)).dtype is FP32
+
+
 # Ties.
 
 
@@ -106,6 +114,12 @@ def test_a_tie_may_tie_others() -> None:
     model["c"].bias = model["b"].bias
     assert tied_layers(model, ["a"]) == {"b": "tied to a", "c": "tied to b"}
     assert tied_layers(model, ["c"]) == {"a": "tied to b", "b": "tied to c"}
+
+
+def test_metrics_in_the_model_are_no_trouble() -> None:
+    """Compared with `==` they make new metrics, which are true."""
+    model = tie(metric=MeanMetric(), embed=Embedding(4, 2), head=Linear(2, 4))
+    assert tied_layers(model, ["embed"]) == {"head": "tied to embed"}
 
 
 def test_a_layer_below_one_that_is_fp32_anyway_needs_nothing() -> None:

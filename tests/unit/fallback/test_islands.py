@@ -605,11 +605,33 @@ def test_half_weights_are_in_order_where_the_output_is_half() -> None:
     assert why_no_island(Linear(4, 4).half(), output_dtype=FP16) is None
 
 
-def test_an_island_of_another_set_is_refused() -> None:
-    model = Sequential(net())
-    islands_of(model).set(["0"])
-    with pytest.raises(UnsupportedError, match="an island already"):
-        islands_of(model).set(["0"])
+def test_an_island_that_was_copied_or_loaded_is_taken_over() -> None:
+    model = net()
+    islands_of(model, output_dtype=FP16).set(["1"])
+    loaded = saved_and_loaded(model)
+    islands = islands_of(loaded)
+    islands.set(["1"])
+    assert run(loaded[1], torch.ones(1, 4)).dtype is FP32  # type: ignore[index]
+    islands.set([])
+    assert type(loaded[1]) is Linear  # type: ignore[index]
+    assert is_island(model[1])
+
+
+def test_an_island_whose_class_somebody_exchanged_is_refused() -> None:
+    model = net()
+    islands_of(model).set(["1"])
+    model[1].__class__ = type("Mine", (type(model[1]),), {})
+    with pytest.raises(UnsupportedError, match="its class was exchanged while it was an island"):
+        islands_of(model).set(["1"])
+
+
+def test_a_module_around_one_without_weights_yet_can_be_one() -> None:
+    model = Sequential(Sequential(torch.nn.LazyLinear(2)))
+    islands = islands_of(model)
+    islands.set(["0"])
+    assert run(model, torch.ones(1, 3)).dtype is FP32
+    islands.set([])
+    assert type(model[0]) is Sequential
 
 
 def test_the_last_projection_of_attention_is_refused_as_it_is_never_called() -> None:

@@ -118,6 +118,12 @@ def test_wrappers_in_the_model_are_seen_through() -> None:
     assert list(selected(types=["Block"], model=model)) == ["0", "1.0"]
 
 
+def test_a_model_with_a_part_called_module() -> None:
+    model = ModuleDict({"module": Sequential(Linear(2, 2)), "0": Linear(2, 2)})
+    assert list(selected(["module.0"], model=model)) == ["module.0"]
+    assert list(selected(["module.module.0"], model=model)) == ["module.0"]
+
+
 def test_layers_that_are_islands_already_are_found_by_their_class() -> None:
     model = Net()
     Islands(model, device_type="cpu").set(["bn"])
