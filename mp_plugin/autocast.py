@@ -1,6 +1,9 @@
 """The autocast region of a forward pass."""
 
+from collections.abc import Callable
+
 import torch
+import torch._functorch.config
 
 
 def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
@@ -17,3 +20,21 @@ def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
         dtype: the half format for matrix products and convolutions.
     """
     return torch.autocast(device_type, dtype=dtype, cache_enabled=False)
+
+
+def compile_backward_without_autocast() -> Callable[[], None]:
+    """Let torch.compile trace backward passes as they run in a training: outside of autocast; returns what undoes it.
+
+    By itself it takes them to run inside, and puts the matrix products of a layer's backward pass into half precision
+    even if the layer itself is in FP32. torch before 2.8 has no such setting, and does so always.
+    """
+    config, name = torch._functorch.config, "backward_pass_autocast"
+    before = getattr(config, name, "off")
+
+    def undo() -> None:
+        if before != "off":
+            setattr(config, name, before)
+
+    if before != "off":
+        setattr(config, name, "off")
+    return undo

@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies import Strategy
 from torch.nn import Module
 
 from mp_plugin.all_ranks import AllRanks
+from mp_plugin.autocast import compile_backward_without_autocast
 from mp_plugin.casting import DTYPES
 from mp_plugin.config import Fallback, Telemetry
 from mp_plugin.errors import ConfigError
@@ -61,6 +63,8 @@ class LayerFallback:
         self._map = PrecisionMap.load(config.map) if config.map is not None else None
         self._chosen: dict[str, str] = {}
         self._islands: Islands | None = None
+        self._device_type = ""
+        self._undo: Callable[[], None] = _do_nothing
         self._hopeless: set[Signature] = set()
 
     # Setting up and taking down.
@@ -120,6 +124,9 @@ class LayerFallback:
             refuse_sharded_half(model, module, None if self.may_act else self._chosen)
         output_dtype = None if self._mode.is_mixed else DTYPES[self._mode.weights]
         self._islands = Islands(module, device_type=device_type, output_dtype=output_dtype)
+        self._device_type = device_type
+        if self._mode.is_mixed and (self._chosen or self.may_act):
+            self._undo = compile_backward_without_autocast()
         self.settle()
         return self._disconnect
 
@@ -127,6 +134,16 @@ class LayerFallback:
         if self._islands is not None:
             self._islands.set(())
             self._islands = None
+        self._undo()
+        self._undo = _do_nothing
+
+    def backward_context(self) -> AbstractContextManager[Any]:
+        """Return the context of a backward pass: of layers in FP32 it must not be cast either.
+
+        Only in manual optimization is it called from within the autocast region.
+        """
+        is_cast = bool(self.names) and torch.is_autocast_enabled(self._device_type)
+        return torch.autocast(self._device_type, enabled=False) if is_cast else nullcontext()
 
     @property
     def reasons(self) -> dict[str, tuple[str, int]]:

@@ -228,14 +228,18 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self, tensor: Tensor, model: "pl.LightningModule", optimizer: Any, *args: Any, **kwargs: Any
     ) -> None:
         if self.scaler is None:
-            with self.explainer.watching(backward=True):
+            with self.layer_fallback.backward_context(), self.explainer.watching(backward=True):
                 super().backward(tensor, model, optimizer, *args, **kwargs)
             return
         optimizers = model.trainer.optimizers
         if model.automatic_optimization:
             # One optimizer, one step per closure; only a user who clips too early can mix its gradients.
             optimizers = [optimizer for optimizer in optimizers if self.scaler.is_unscaled(optimizer)]
-        with self.scaler.watch(optimizers), self.explainer.watching(backward=True):
+        with (
+            self.scaler.watch(optimizers),
+            self.layer_fallback.backward_context(),
+            self.explainer.watching(backward=True),
+        ):
             super().backward(tensor, model, optimizer, *args, **kwargs)
 
     @override
