@@ -227,19 +227,12 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
     def backward(  # type: ignore[override]
         self, tensor: Tensor, model: "pl.LightningModule", optimizer: Any, *args: Any, **kwargs: Any
     ) -> None:
-        if self.scaler is None:
-            with self.layer_fallback.backward_context(), self.explainer.watching(backward=True):
-                super().backward(tensor, model, optimizer, *args, **kwargs)
-            return
         optimizers = model.trainer.optimizers
-        if model.automatic_optimization:
+        if self.scaler is not None and model.automatic_optimization:
             # One optimizer, one step per closure; only a user who clips too early can mix its gradients.
             optimizers = [optimizer for optimizer in optimizers if self.scaler.is_unscaled(optimizer)]
-        with (
-            self.scaler.watch(optimizers),
-            self.layer_fallback.backward_context(),
-            self.explainer.watching(backward=True),
-        ):
+        noting = nullcontext() if self.scaler is None else self.scaler.watch(optimizers)
+        with noting, self.layer_fallback.backward_context(), self.explainer.watching(backward=True):
             super().backward(tensor, model, optimizer, *args, **kwargs)
 
     @override
