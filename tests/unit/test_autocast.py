@@ -1,7 +1,10 @@
+import types
+
 import pytest
 import torch
+from torch._functorch import config
 
-from mp_plugin.autocast import autocast
+from mp_plugin.autocast import autocast, compile_backward_without_autocast
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.01), (torch.float16, 0.002)])
@@ -42,3 +45,23 @@ def test_a_cast_made_without_gradients_does_not_lose_them_later() -> None:
         output = layer(torch.ones(1, 2))
     assert output.requires_grad
     assert output.dtype is torch.float16
+
+
+def test_a_backward_pass_is_compiled_as_it_runs_and_the_setting_is_given_back() -> None:
+    before = config.backward_pass_autocast
+    undo = compile_backward_without_autocast()
+    assert config.backward_pass_autocast == "off"
+    undo()
+    assert config.backward_pass_autocast == before
+
+
+def test_a_user_who_set_it_keeps_it_and_torch_without_the_setting_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with config.patch(backward_pass_autocast="off"):
+        compile_backward_without_autocast()()
+        assert config.backward_pass_autocast == "off"
+    without = types.SimpleNamespace()
+    monkeypatch.setattr(torch._functorch, "config", without)
+    compile_backward_without_autocast()()
+    assert vars(without) == {}
