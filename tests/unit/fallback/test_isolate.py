@@ -151,6 +151,15 @@ def test_two_interacting_culprits_among_300_layers_cost_a_search_each():
         assert found.reruns <= 2 + 2 * (math.ceil(math.log2(300)) + 1) + 2
 
 
+def test_an_origin_that_is_small_is_kept_whole_and_a_larger_one_is_searched():
+    for small, expected in ((True, "blocks.3.attn"), (False, "blocks.3.attn.qkv")):
+        step = Step(transformer(12), {"blocks.3.attn.qkv"})
+        found = isolate(
+            step.run, step.layers, origin="blocks.3.attn", is_small=lambda name, answer=small: answer, limit=9
+        )
+        assert (found.layers, found.is_minimal) == ((expected,), True)
+
+
 def test_where_nothing_helps_a_few_runs_say_so():
     step = Step(transformer(12))
     found = isolate(step.run, step.layers, origin="head", next_origin=Origins("head"), limit=50)
