@@ -1,0 +1,103 @@
+"""What layers in FP32 cost a step, and what it costs to have them found on the way: timed and counted.
+
+The model is a character model of one transformer block (helpers/trainings.py); the island is the last linear layer of
+its perceptron.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from helpers.clock import Clock
+from helpers.trainings import Training, fit
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mp_plugin import AdaptivePrecision, Fallback
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ISLAND = "net.mlp.2"
+FALLBACKS: dict[str, Callable[[], Fallback | None]] = {
+    "none": lambda: None,
+    "empty": Fallback,
+    "auto": lambda: Fallback(auto=True),
+    "island": lambda: Fallback(layers=[ISLAND]),
+}
+"""No fallback, one that names nothing, one that may find layers in a healthy model, and one island."""
+STEPS, WARM_UP = 90, 10
+"""Of one block; the gradients are sampled in the first step only, by default every 100th."""
+COUNTED = 5
+"""A step without a sample."""
+
+
+class Healthy(Training):
+    """The character model, without a look at its own loss."""
+
+    def __init__(self, steps: int = STEPS) -> None:
+        super().__init__("text", steps)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+
+def step_seconds(precision: str, fallback: str) -> float:
+    """Train for a block of steps and return the median seconds of one."""
+    clock = Clock(WARM_UP)
+    fit(Healthy(), AdaptivePrecision(precision, fallback=FALLBACKS[fallback]()), clock)
+    return statistics.median(clock.seconds)
+
+
+def layer_seconds(precision: str, repeats: int = 200) -> tuple[float, float]:
+    """Return the median seconds of the island's layer alone, forward and backward: in half, and in FP32 on half inputs.
+
+    Turn by turn, on inputs of the shape that they have in the model.
+    """
+    training = Healthy()
+    layer = training.get_submodule(ISLAND)
+    inputs, _ = next(iter(training.train_dataloader()))
+    shape = (*inputs.shape, layer.in_features)
+    x = torch.randn(shape).to(PRECISIONS[precision]).requires_grad_()
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(repeats):
+        for in_half in seconds:
+            seconds[in_half].append(_once(layer, x, torch.autocast("cpu", PRECISIONS[precision], enabled=in_half)))
+    return statistics.median(seconds[True]), statistics.median(seconds[False])
+
+
+def _once(layer: nn.Module, x: Tensor, region: AbstractContextManager[Any]) -> float:
+    start = time.perf_counter()
+    with region:
+        y = layer(x if torch.is_autocast_enabled("cpu") else x.float())
+    # What follows in the model is an addition in FP32.
+    y.float().backward(torch.ones(y.shape))
+    return time.perf_counter() - start
+
+
+def count_operators(precision: str, fallback: str, step: int = COUNTED) -> int:
+    """Train for a few steps and return how many operators ran in one of them, all that surrounds it included."""
+    counter = _CountOneStep(step)
+    fit(Healthy(steps=step + 2), AdaptivePrecision(precision, fallback=FALLBACKS[fallback]()), counter)
+    return counter.operators.count
+
+
+class _Operators(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+class _CountOneStep(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step, self.operators = step, _Operators()
+
+    def on_train_batch_start(self, trainer: Any, training: Any, batch: Any, step: int) -> None:
+        if step == self.step:
+            self.operators.__enter__()
+        elif step == self.step + 1:
+            self.operators.__exit__(None, None, None)
