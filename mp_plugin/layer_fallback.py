@@ -25,11 +25,12 @@ from mp_plugin.fallback.sharding import refuse_mixed_units, refuse_sharded_half
 from mp_plugin.fsdp import refuse_fp32_beside_half_weights
 from mp_plugin.modes import Mode
 from mp_plugin.proof import prove
+from mp_plugin.proof_scale import scale_to_prove_at
 from mp_plugin.scale_sampling import ScaleSampler
 from mp_plugin.scaling.guard import Explanation, StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.step_start import StepStart
-from mp_plugin.telemetry.events import Cause, Signature
+from mp_plugin.telemetry.events import Signature
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class LayerFallback:
         self.report: Callable[[dict[str, Any]], None] = _ignore
         """Tells the world of a layer that was given back."""
         self.names: tuple[str, ...] = ()
-        """Qualified names of the layers in FP32, in the order of the model; those of the last fit after it."""
+        """Qualified names of the layers in FP32, in the order of the model; after a run those of its end."""
         self._mode = mode
         self._map = PrecisionMap.load(config.map) if config.map is not None else None
         self._chosen: dict[str, str] = {}
@@ -122,6 +123,7 @@ class LayerFallback:
             refuse_mixed_units(module)
         elif self._chosen or self.may_act:
             refuse_sharded_half(model, module, None if self.may_act else self._chosen)
+        self._forget_another_model(module)
         output_dtype = None if self._mode.is_mixed else DTYPES[self._mode.weights]
         self._islands = Islands(module, device_type=device_type, output_dtype=output_dtype)
         self._device_type = device_type
@@ -129,6 +131,13 @@ class LayerFallback:
             self._undo = compile_backward_without_autocast()
         self.settle()
         return self._disconnect
+
+    def _forget_another_model(self, module: Module) -> None:
+        """Forget what was proved of a model with other layers, that this plugin has trained before."""
+        known = layers_by_name(module)
+        if others := [name for name in self.state.demoted if name not in known]:
+            log.warning("%s ran in FP32 by proof, in another model than this one: forgotten.", ", ".join(others))
+            self.start_afresh()
 
     def _disconnect(self) -> None:
         if self._islands is not None:
@@ -170,6 +179,12 @@ class LayerFallback:
     ) -> Explanation | None:
         """Prove which layers cure an incident in FP32, and move them there for the batch at hand; all ranks together.
 
+        Args:
+            start: where the step began, which may be run again.
+            explanation: of the incident; its evidence is added to.
+            guard: knows the loss scale and the steps so far.
+            all_ranks: which try everything together.
+
         Returns:
             The explanation with its culprits; None if no layer may or can cure it.
         """
@@ -177,7 +192,7 @@ class LayerFallback:
         islands = self._islands
         if islands is None or start is None or signature in self._hopeless:
             return None
-        scale = self._scale_to_prove_at(start, explanation, guard)
+        scale = scale_to_prove_at(explanation, guard, self.sampler.window, is_auto=self.config.auto)
         if scale is None:
             return None
 
@@ -208,28 +223,6 @@ class LayerFallback:
         self._exchange({*islands.names, *found.layers})
         return {**explanation, "culprits": found.layers}
 
-    def _scale_to_prove_at(self, start: StepStart, explanation: Explanation, guard: StepGuard) -> float | None:
-        """Return the loss scale at which layers in FP32 would have to cure an incident; None if it is none of theirs.
-
-        Mostly the lowest: what a lower scale cures needs no layer. But where no scale fits all layers, a lower one only
-        lets others vanish, and those that empty the window have to make do with the scale that there is.
-        """
-        if explanation.get("operator") is None or not (start.can_run_again and start.is_window_whole):
-            return None
-        lowest = guard.scaler.config.min_scale if guard.scaler is not None else 1.0
-        if explanation["cause"] is Cause.forward:
-            return lowest if self.config.auto else None
-        if explanation["cause"] is not Cause.backward:
-            return None
-        is_beyond_scales = explanation["evidence"].get("backward_finite_at_lower_scale") is False
-        if is_beyond_scales or not guard.can_back_off:
-            return lowest if self.config.auto or guard.falls_back_at_floor else None
-        window = self.sampler.window
-        if self.config.auto and window is not None and explanation.get("layer") in window.emptied_by:
-            explanation["evidence"]["scale_window"] = {"lowest": window.lowest, "highest": window.highest}
-            return guard.loss_scale
-        return None
-
     def sample(self, module: "pl.LightningModule", scaler: LossScaler | None, *, step: int) -> None:
         """Look at unscaled, finite gradients before they are clipped, if it is time to."""
         self.sampler.sample(module, scaler, step=step, fp32_layers=self.names)
@@ -252,14 +245,21 @@ class LayerFallback:
 
     # Checkpoints.
 
-    def load(self, state: FallbackState) -> None:
-        """Take over what was proved before a checkpoint was written."""
-        if state.demoted and not self.config.auto:
+    def load(self, state: FallbackState, *, for_good: bool = True) -> None:
+        """Take over what was proved before a checkpoint was written.
+
+        Args:
+            state: of the run that wrote it.
+            for_good: whether that run goes on; else its layers are in FP32 until this one is taken down.
+        """
+        if state.demoted and not (self.config.auto or self.may_act):
             names = ", ".join(state.demoted)
             log.warning("The checkpoint's run had %s in FP32 by proof; Fallback(auto=True) would keep that.", names)
-            return
-        self.state = state
-        self.settle()
+        elif for_good:
+            self.state = state
+            self.settle()
+        elif self._islands is not None:
+            self._exchange({*self._chosen, *state.demoted})
 
 
 def _check(config: Fallback, mode: Mode, telemetry: Telemetry) -> None:

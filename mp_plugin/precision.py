@@ -130,15 +130,15 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         trainer = module.trainer
         refuse_strategy(trainer.strategy)
         self._is_fitting = trainer.state.fn == TrainerFn.FITTING
+        if self._is_fitting and trainer.global_step == 0:
+            self.guard.start_afresh()
+            self.layer_fallback.start_afresh()
         if self.mode.compute == "tf32":
             self._undo.append(allow_tf32())
         self._undo.append(self.layer_fallback.connect(model, module, self._device_type))
         if self._is_fitting:
             if self.scaler is not None:
                 refuse_what_cannot_be_scaled(module, optimizers)
-            if trainer.global_step == 0:
-                self.guard.start_afresh()
-                self.layer_fallback.start_afresh()
             self.start = StepStart(
                 module,
                 may_step_again=self.guard.retries > 0 or self.layer_fallback.may_act,
@@ -283,9 +283,10 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning hands over the state for test, validate and predict too, where it would overwrite the run's own.
+        record, proved = unpack(state_dict, self.scaler if self._is_fitting else None)
+        self.layer_fallback.load(proved, for_good=self._is_fitting)
         if self._is_fitting:
-            self.guard.record, proved = unpack(state_dict, self.scaler)
-            self.layer_fallback.load(proved)
+            self.guard.record = record
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

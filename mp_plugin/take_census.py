@@ -27,5 +27,6 @@ def take_census(start: StepStart) -> Census:
         )
     taker = CensusTaker(start.module)
     with rehearsal(start), taker:
+        start.restore_batches()  # for which the step may have taken something out
         forward(start.module, start.window[0])
     return taker.census()

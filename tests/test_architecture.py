@@ -30,6 +30,7 @@ FLOORS = (
         "report_incident",
         "run_view",
         "proof",
+        "proof_scale",
         "all_ranks",
         "layer_fallback",
         "format_report",

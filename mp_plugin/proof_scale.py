@@ -1,0 +1,50 @@
+"""At which loss scale layers in FP32 would have to cure a step."""
+
+from mp_plugin.config import Policy
+from mp_plugin.fallback.layers import is_below
+from mp_plugin.scaling.guard import Explanation, StepGuard
+from mp_plugin.scaling.window import ScaleWindow
+from mp_plugin.telemetry.events import Cause
+
+
+def scale_to_prove_at(
+    explanation: Explanation, guard: StepGuard, window: ScaleWindow | None, *, is_auto: bool
+) -> float | None:
+    """Return the loss scale at which layers in FP32 would have to cure an incident; None if it is none of theirs.
+
+    Mostly the lowest there is: what a lower scale cures needs no layer. But where no scale fits all layers, a lower one
+    only lets others vanish, and those that empty the window have to make do with the scale that there is.
+
+    Args:
+        explanation: of the incident; a window that is empty goes to its evidence.
+        guard: knows the loss scale.
+        window: the loss scales that fit all layers, if they are known.
+        is_auto: whether layers may move at any incident, or only once the scale cannot go lower.
+    """
+    if explanation.get("operator") is None:
+        return None
+    lowest = _lowest_scale(guard)
+    if explanation["cause"] is Cause.forward:
+        return lowest if is_auto else None
+    if explanation["cause"] is not Cause.backward:
+        return None
+    is_beyond_scales = explanation["evidence"].get("backward_finite_at_lower_scale") is False
+    # Not whether the scale would move now: with hysteresis it may stay for a while, and go lower then.
+    if is_beyond_scales or guard.loss_scale <= lowest:
+        return lowest if is_auto or guard.falls_back_at_floor else None
+    if is_auto and window is not None and _concerns(explanation.get("layer"), window.emptied_by):
+        explanation["evidence"]["scale_window"] = {"lowest": window.lowest, "highest": window.highest}
+        return guard.loss_scale
+    return None
+
+
+def _lowest_scale(guard: StepGuard) -> float:
+    """Return the lowest loss scale that a step could ever have."""
+    if guard.scaler is None or guard.scaler.config.policy is Policy.static:
+        return guard.loss_scale
+    return guard.scaler.config.min_scale
+
+
+def _concerns(layer: str | None, culprits: tuple[str, ...]) -> bool:
+    """Whether an operator of a layer may have to do with the gradients of one of these: it lies inside, or around."""
+    return layer is not None and any(is_below(each, layer) or is_below(layer, each) for each in culprits)
