@@ -1,11 +1,12 @@
 """The plugin's part of a checkpoint, and its exchange with Lightning's own plugins."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from mp_plugin.checks import is_count, is_number
-from mp_plugin.errors import CheckpointError
+from mp_plugin.errors import CheckpointError, ConfigError
 from mp_plugin.fallback.policy import FallbackState
+from mp_plugin.fallback.precision_map import PrecisionMap
 from mp_plugin.modes import MODES
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.telemetry.record import RunRecord
@@ -18,22 +19,37 @@ OFFERED_KEYS = ("MixedPrecision", "FSDPPrecision")
 STOCK_KEYS = (*OFFERED_KEYS, "native_amp_scaling_state")
 """Where stock Lightning of any version keeps a scaler's state."""
 
-_OUR_OWN = ("version", "precision", "record", "fallback")
+_OUR_OWN = ("version", "precision", "record", "fallback", "precision_map")
 _SCALER_STATE_OF_STOCK = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 _SETTINGS = ("growth_factor", "backoff_factor", "growth_interval")
 
 
+class Unpacked(NamedTuple):
+    """What a checkpoint tells besides the loss scale."""
+
+    record: RunRecord
+    fallback: FallbackState
+    """Layers in FP32 by proof."""
+    precision_map: PrecisionMap | None
+    """What each layer ran in, if somebody has looked."""
+
+
 def pack(
-    precision: str, scaler: LossScaler | None, record: RunRecord, fallback: FallbackState | None = None
+    precision: str,
+    scaler: LossScaler | None,
+    record: RunRecord,
+    fallback: FallbackState | None = None,
+    precision_map: PrecisionMap | None = None,
 ) -> dict[str, Any]:
     """Return the plugin's state as plain types; its scaler part is one that `torch.amp.GradScaler` loads."""
     scaler_state = scaler.state_dict() if scaler is not None else {}
     own = {"version": STATE_VERSION, "precision": precision, "record": record.state_dict()}
-    return {**scaler_state, **own, "fallback": (fallback or FallbackState()).as_dict()}
+    observed = {} if precision_map is None else {"precision_map": precision_map.as_dict()}
+    return {**scaler_state, **own, "fallback": (fallback or FallbackState()).as_dict(), **observed}
 
 
-def unpack(state: dict[str, Any], scaler: LossScaler | None) -> tuple[RunRecord, FallbackState]:
-    """Load the scaler's state, if there is one on both sides, and return the counters and the layers in FP32.
+def unpack(state: dict[str, Any], scaler: LossScaler | None) -> Unpacked:
+    """Load the scaler's state, if there is one on both sides, and return the rest.
 
     A checkpoint of another precision is welcome: it has no scale to give, or nobody takes it. Damage is refused all the
     same.
@@ -59,9 +75,10 @@ def unpack(state: dict[str, Any], scaler: LossScaler | None) -> tuple[RunRecord,
     record = RunRecord.from_state_dict(state["record"])
     # Checkpoints of earlier releases have none.
     fallback = FallbackState.from_dict(state["fallback"]) if "fallback" in state else FallbackState()
+    observed = _precision_map(state["precision_map"]) if "precision_map" in state else None
     if MODES[precision].scales_loss:
         _load_scaler({key: value for key, value in state.items() if key not in _OUR_OWN}, receiver)
-    return record, fallback
+    return Unpacked(record, fallback, observed)
 
 
 def offer_to_stock(checkpoint: dict[str, Any], scaler: LossScaler | None) -> None:
@@ -89,6 +106,13 @@ def adopt_stock(checkpoint: dict[str, Any], scaler: LossScaler | None) -> None:
                 state = {name: state[name] for name in _SCALER_STATE_OF_STOCK if name in state}
             _load_scaler(state, scaler)
             return
+
+
+def _precision_map(values: Any) -> PrecisionMap:
+    try:
+        return PrecisionMap.from_dict(values)
+    except ConfigError as error:
+        raise CheckpointError(f"The precision state has precision_map={values!r}; {error}") from None
 
 
 def _load_scaler(state: Any, scaler: LossScaler) -> None:

@@ -41,15 +41,16 @@ class FormatReport:
         )
         seen = [each for each in censuses if each is not None]
         self._plugin.census = merged(seen) if seen else None
+        census = self._plugin.census
+        formats = census.formats(start.module) if census is not None else {}
+        observed = precision_map(start.module, formats, fallback.reasons, self._plugin.mode.name)
+        self._plugin.precision_map = observed
         directory = run_directory(self._trainer, self._plugin.telemetry)
         if directory is None or not self._trainer.is_global_zero:
             return
-        census = self._plugin.census
         if census is not None and self._plugin.telemetry.census:
             write_census(census, directory)
-        formats = census.formats(start.module) if census is not None else {}
-        found = precision_map(start.module, formats, fallback.reasons, self._plugin.mode.name)
         try:
-            found.save(Path(directory) / FILE_NAME)
+            observed.save(Path(directory) / FILE_NAME)
         except OSError as error:  # a run must not end because its map cannot be written
             log.warning("%s cannot be written to %s (%s).", FILE_NAME, directory, error)

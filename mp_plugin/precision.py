@@ -34,7 +34,6 @@ from mp_plugin.schedulers import hold_on_skips
 from mp_plugin.step import take_step
 from mp_plugin.step_start import StepStart
 from mp_plugin.strategies import lightning_module, refuse_strategy, tell_of_each_batch
-from mp_plugin.telemetry.census import Census
 
 
 class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scaler is read-only here
@@ -101,8 +100,6 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self._is_fitting = True
         self.start: StepStart | None = None  # during a fit
         self._formats: FormatReport | None = None  # likewise
-        self.census: Census | None = None
-        """What ran in which format when the layers in FP32 last changed; with a fallback or `Telemetry.census`."""
 
     def __repr__(self) -> str:
         """Show what was chosen."""
@@ -133,6 +130,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         if self._is_fitting and trainer.global_step == 0:
             self.guard.start_afresh()
             self.layer_fallback.start_afresh()
+            self.census = self.precision_map = None
         if self.mode.compute == "tf32":
             self._undo.append(allow_tf32())
         self._undo.append(self.layer_fallback.connect(model, module, self._device_type))
@@ -278,15 +276,16 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return pack(self.mode.name, self.scaler, self.guard.record, self.layer_fallback.state)
+        fallback = (self.layer_fallback.state, self.precision_map)
+        return pack(self.mode.name, self.scaler, self.guard.record, *fallback)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning hands over the state for test, validate and predict too, where it would overwrite the run's own.
-        record, proved = unpack(state_dict, self.scaler if self._is_fitting else None)
-        self.layer_fallback.load(proved, for_good=self._is_fitting)
+        saved = unpack(state_dict, self.scaler if self._is_fitting else None)
+        self.layer_fallback.load(saved.fallback, for_good=self._is_fitting)
         if self._is_fitting:
-            self.guard.record = record
+            self.guard.record, self.precision_map = saved.record, saved.precision_map
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

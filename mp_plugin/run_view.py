@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from mp_plugin.fallback.precision_map import PrecisionMap
 from mp_plugin.layer_fallback import LayerFallback
 from mp_plugin.modes import Mode
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.window import ScaleWindow
+from mp_plugin.telemetry.census import Census
 from mp_plugin.telemetry.events import Incident
 
 
@@ -16,6 +18,10 @@ class RunView:
     mode: Mode
     guard: StepGuard
     layer_fallback: LayerFallback
+    census: Census | None = None
+    """What ran in which format when the layers in FP32 last changed; with a fallback or `Telemetry.census`."""
+    precision_map: PrecisionMap | None = None
+    """The format that each layer ran in then, and why."""
 
     @property
     def scaler(self) -> LossScaler | None:

@@ -7,6 +7,8 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from mp_plugin.checkpoint import OFFERED_KEYS, STOCK_KEYS, adopt_stock, offer_to_stock, pack, unpack
 from mp_plugin.config import LossScaling
 from mp_plugin.errors import CheckpointError
+from mp_plugin.fallback.layer_format import LayerFormat
+from mp_plugin.fallback.precision_map import PrecisionMap
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.telemetry.record import RunRecord
 
@@ -24,7 +26,7 @@ def record_of(steps: int) -> RunRecord:
 
 def test_round_trip() -> None:
     into = scaler_at(2)
-    record = unpack(pack("16-mixed", scaler_at(64), record_of(3)), into)[0]
+    record = unpack(pack("16-mixed", scaler_at(64), record_of(3)), into).record
     assert (into.get_scale(), record) == (64, record_of(3))
 
 
@@ -32,7 +34,7 @@ def test_round_trip() -> None:
 def test_a_run_may_change_its_precision(saved: str, loaded: str) -> None:
     state = pack(saved, scaler_at(64) if saved == "16-mixed" else None, record_of(3))
     into = scaler_at(2) if loaded == "16-mixed" else None
-    assert unpack(state, into)[0] == record_of(3)
+    assert unpack(state, into).record == record_of(3)
     assert into is None or into.get_scale() == 2
 
 
@@ -152,3 +154,13 @@ def test_a_stock_state_that_is_damaged_is_refused() -> None:
     for state in ("junk", torch.ones(3), {"growth_factor": 2.0}, {**stock, "growth_interval": "x"}):
         with pytest.raises(CheckpointError, match="The loss scaler state"):
             adopt_stock({"MixedPrecision": state}, scaler_at(2))
+
+
+def test_the_precision_map_comes_along() -> None:
+    layers = {"head": LayerFormat(format="fp32", why="proved", since_step=3, is_island=True, bears_parameters=True)}
+    observed = PrecisionMap(precision="bf16-mixed", layers=layers)
+    state = pack("bf16-mixed", None, record_of(3), precision_map=observed)
+    assert unpack(state, None).precision_map == observed
+    assert unpack(pack("bf16-mixed", None, record_of(3)), None).precision_map is None
+    with pytest.raises(CheckpointError, match="The precision state has precision_map=3; .*accepted: a table"):
+        unpack({**state, "precision_map": 3}, None)
