@@ -13,7 +13,7 @@
 
 On the CPU, one thread.
 
-    python benchmarks/fallback.py [--rounds 9] [--only transformer]
+    python benchmarks/fallback.py [--rounds 15] [--only transformer]
 """
 
 import argparse
@@ -37,7 +37,7 @@ from mp_plugin import AdaptivePrecision, Fallback
 from mp_plugin.fallback.isolate import max_reruns
 from mp_plugin.fallback.layers import bears_parameters, is_below, layers_by_name
 
-SEEDS, STEPS, ROUNDS = 5, 500, 9
+SEEDS, STEPS, ROUNDS = 5, 500, 15
 CALIBRATION = 8
 """Healthy batches that the threshold is calibrated on."""
 
@@ -242,10 +242,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"models with this in their name; {written}")
     parser.add_argument("--quick", action="store_true", help=f"a look at everything in a minute; {written}")
     options = parser.parse_args()
+    chosen = [index for index, model in enumerate(MODELS) if options.only in model.name]
+    if not chosen:
+        parser.error(f"no model has {options.only!r} in its name; there are {[model.name for model in MODELS]}")
     be_quiet()
     found = circumstances()
-    chosen = [index for index, model in enumerate(MODELS) if options.only in model.name]
-    seeds, steps, rounds = (1, 40, 2) if options.quick else (SEEDS, STEPS, max(options.rounds, 2))
+    seeds, steps, rounds = (1, 30, 2) if options.quick else (SEEDS, STEPS, max(options.rounds, 2))
     console = Console(width=200)
     offline, kept = choose_offline(chosen)
     trained, proofs = train_all(chosen, seeds, steps)

@@ -27,12 +27,13 @@ INIT_MAX = 65504.0
 
 
 def is_finite(model: Any, batch: Any, names: Iterable[str]) -> bool:
-    """Whether a batch has finite gradients in fp16 with these layers in FP32, without a loss scale."""
+    """Whether a batch has a finite loss and gradients in fp16 with these layers in FP32, without a loss scale."""
     model = deepcopy(model)
     with Islands(model, device_type="cpu").tried(names), torch.autocast("cpu", torch.float16):
         loss = model.training_step(batch, 0)
     loss.backward()
-    return all(bool(each.grad.isfinite().all()) for each in model.parameters() if each.grad is not None)
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    return all(bool(each.isfinite().all()) for each in (loss, *gradients))
 
 
 def above_threshold(model: Any, batches: Iterable[Any]) -> list[str]:
@@ -43,10 +44,11 @@ def above_threshold(model: Any, batches: Iterable[Any]) -> list[str]:
         for batch in batches:
             model.training_step(batch, 0)
     leaves = leaf_layers(model)
-    large_weights = {
-        name for name, layer in leaves.items() if any(float(each.abs().max()) > INIT_MAX for each in layer.parameters())
-    }
-    return [name for name in leaves if amax.get(name, 0.0) > DATA_MAX or name in large_weights]
+    return [
+        name
+        for name, layer in leaves.items()
+        if amax.get(name, 0.0) > DATA_MAX or any(each.detach().abs().max() > INIT_MAX for each in layer.parameters())
+    ]
 
 
 def order_of_running(model: Any, batch: Any) -> list[str]:
