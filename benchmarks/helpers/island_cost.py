@@ -5,6 +5,7 @@ its perceptron.
 """
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -44,10 +45,17 @@ class Healthy(Training):
         return self.loss(batch)
 
 
+def train(training: Training, precision: str, fallback: str, callback: pl.Callback) -> None:
+    """Train with a kind of fallback; the precision map that it leaves goes away."""
+    with tempfile.TemporaryDirectory() as folder:
+        plugin = AdaptivePrecision(precision, fallback=FALLBACKS[fallback]())
+        fit(training, plugin, callback, default_root_dir=folder)
+
+
 def step_seconds(precision: str, fallback: str) -> float:
     """Train for a block of steps and return the median seconds of one."""
     clock = Clock(WARM_UP)
-    fit(Healthy(), AdaptivePrecision(precision, fallback=FALLBACKS[fallback]()), clock)
+    train(Healthy(), precision, fallback, clock)
     return statistics.median(clock.seconds)
 
 
@@ -80,7 +88,7 @@ def _once(layer: nn.Module, x: Tensor, region: AbstractContextManager[Any]) -> f
 def count_operators(precision: str, fallback: str, step: int = COUNTED) -> int:
     """Train for a few steps and return how many operators ran in one of them, all that surrounds it included."""
     counter = _CountOneStep(step)
-    fit(Healthy(steps=step + 2), AdaptivePrecision(precision, fallback=FALLBACKS[fallback]()), counter)
+    train(Healthy(steps=step + 2), precision, fallback, counter)
     return counter.operators.count
 
 

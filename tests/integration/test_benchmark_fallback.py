@@ -1,5 +1,6 @@
 """The benchmark of FP32 by proof runs from end to end; what it measures is in benchmarks/results."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ def test_a_quick_look_proves_the_culprits_and_writes_nothing_down():
     (trained, offline, *_) = [line.split("│") for line in done.stdout.splitlines() if "mlp: backward" in line]
     assert [each.strip() for each in trained[2:7]] == ["10", "net.hidden.5", "1 of 1", "2 (14)", "0 of 1"]
     assert [each.strip() for each in offline[2:6]] == ["10", "1", "0 -", "0 -"]
+    counted = re.findall(r"none (\d+), empty (\d+), auto (\d+)", done.stdout)
+    assert len(counted) == 2  # one for each precision
+    assert all(len({*counts}) == 1 for counts in counted)
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (ROOT / "benchmarks" / "results").iterdir())
 
 
