@@ -8,17 +8,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from helpers.clock import Clock
 from helpers.trainings import Training, fit
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mp_plugin import AdaptivePrecision, Fallback
+from mp_plugin.fallback.islands import Islands
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ISLAND = "net.mlp.2"
@@ -59,30 +59,28 @@ def step_seconds(precision: str, fallback: str) -> float:
     return statistics.median(clock.seconds)
 
 
-def layer_seconds(precision: str, repeats: int = 200) -> tuple[float, float]:
-    """Return the median seconds of the island's layer alone, forward and backward: in half, and in FP32 on half inputs.
+def layer_seconds(precision: str, repeats: int = 200) -> dict[str, float]:
+    """Return the median seconds of the layer alone, forward and backward: in `half`, in `fp32`, and as an `island`.
 
-    Turn by turn, on inputs of the shape that they have in the model.
+    Turn by turn, on half inputs of the shape that they have in the model; for FP32 they are cast by hand.
     """
     training = Healthy()
-    layer = training.get_submodule(ISLAND)
+    layer: Any = training.get_submodule(ISLAND)
     inputs, _ = next(iter(training.train_dataloader()))
-    shape = (*inputs.shape, layer.in_features)
-    x = torch.randn(shape).to(PRECISIONS[precision]).requires_grad_()
-    seconds: dict[bool, list[float]] = {True: [], False: []}
+    x = torch.randn(*inputs.shape, layer.in_features).to(PRECISIONS[precision]).requires_grad_()
+    islands = Islands(training, device_type="cpu")
+    seconds: dict[str, list[float]] = {"half": [], "fp32": [], "island": []}
     for _ in range(repeats):
-        for in_half in seconds:
-            seconds[in_half].append(_once(layer, x, torch.autocast("cpu", PRECISIONS[precision], enabled=in_half)))
-    return statistics.median(seconds[True]), statistics.median(seconds[False])
-
-
-def _once(layer: nn.Module, x: Tensor, region: AbstractContextManager[Any]) -> float:
-    start = time.perf_counter()
-    with region:
-        y = layer(x if torch.is_autocast_enabled("cpu") else x.float())
-    # What follows in the model is an addition in FP32.
-    y.float().backward(torch.ones(y.shape))
-    return time.perf_counter() - start
+        for kind, taken in seconds.items():
+            islands.set([ISLAND] if kind == "island" else [])
+            x.grad = None
+            start = time.perf_counter()
+            with torch.autocast("cpu", PRECISIONS[precision], enabled=kind != "fp32"):
+                y = layer(x.float() if kind == "fp32" else x)
+            # What follows in the model is an addition in FP32.
+            y.float().backward(torch.ones(y.shape))
+            taken.append(time.perf_counter() - start)
+    return {kind: statistics.median(taken) for kind, taken in seconds.items()}
 
 
 def count_operators(precision: str, fallback: str, step: int = COUNTED) -> int:

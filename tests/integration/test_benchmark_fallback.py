@@ -20,9 +20,9 @@ def test_a_quick_look_proves_the_culprits_and_writes_nothing_down():
     (trained, offline, *_) = [line.split("│") for line in done.stdout.splitlines() if "mlp: backward" in line]
     assert [each.strip() for each in trained[2:7]] == ["10", "net.hidden.5", "1 of 1", "2 (14)", "0 of 1"]
     assert [each.strip() for each in offline[2:6]] == ["10", "1", "0 -", "0 -"]
-    counted = re.findall(r"none (\d+), empty (\d+), auto (\d+)", done.stdout)
-    assert len(counted) == 2  # one for each precision
-    assert all(len({*counts}) == 1 for counts in counted)
+    none, empty, auto = (re.findall(rf"\b{kind} (\d+) ", done.stdout) for kind in ("none", "empty", "auto"))
+    assert len(none) == 2  # one for each precision
+    assert none == empty == auto
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (ROOT / "benchmarks" / "results").iterdir())
 
 
