@@ -63,6 +63,7 @@ class Hooks(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.calls.append(("batch", batch_idx))
+        torch.rand(1)  # as augmentations may, between two batches
 
     def on_before_zero_grad(self, *_: Any) -> None:
         self.calls.append("zero_grad")
