@@ -15,9 +15,13 @@ class AllRanks:
     """Attempts that all ranks make together, none of which may take down the run.
 
     What fails goes to the evidence under `missing`; the first failure of a run also to the log.
+
+    Args:
+        trouble: what the log says of a failure.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trouble: str = "An incident could not be traced") -> None:
+        self._trouble = trouble
         self._has_failed = False
 
     def each(self, attempt: Callable[[], Result], evidence: dict[str, Any]) -> list[Result | None]:
@@ -30,7 +34,7 @@ class AllRanks:
             problem = f"it failed: {type(error).__name__}: {error}"
             if not self._has_failed:
                 self._has_failed = True
-                log.warning("An incident could not be traced; training goes on without it.", exc_info=error)
+                log.warning("%s; training goes on without it.", self._trouble, exc_info=error)
         everywhere = gather((result, problem))
         if problems := list(dict.fromkeys(problem for _, problem in everywhere if problem is not None)):
             evidence["missing"] = [*evidence.get("missing", []), *problems]

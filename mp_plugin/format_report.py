@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 
+from mp_plugin.all_ranks import AllRanks
 from mp_plugin.fallback.precision_map import FILE_NAME, precision_map
 from mp_plugin.run_directory import run_directory
 from mp_plugin.take_census import take_census
@@ -28,6 +29,7 @@ class FormatReport:
         self._trainer = trainer
         self._plugin = plugin
         self._known: tuple[str, ...] | None = None
+        self._all_ranks = AllRanks("What each layer runs in could not be observed")
 
     def look(self) -> None:
         """Call at the end of each step, while its batches are still held; free of charge if nothing has changed."""
@@ -36,9 +38,7 @@ class FormatReport:
             return
         self._known = fallback.names
         missing: dict[str, list[str]] = {}
-        censuses = (
-            self._plugin.explainer.all_ranks.each(lambda: take_census(start), missing) if start.can_run_again else []
-        )
+        censuses = self._all_ranks.each(lambda: take_census(start), missing) if start.can_run_again else []
         seen = [each for each in censuses if each is not None]
         self._plugin.census = merged(seen) if seen else None
         census = self._plugin.census

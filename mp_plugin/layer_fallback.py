@@ -66,7 +66,8 @@ class LayerFallback:
         self._islands: Islands | None = None
         self._device_type = ""
         self._undo: Callable[[], None] = _do_nothing
-        self._hopeless: set[Signature] = set()
+        # A layer and an operator in it, as the same line may run in many layers.
+        self._hopeless: set[tuple[str | None, Signature]] = set()
 
     # Setting up and taking down.
 
@@ -189,8 +190,9 @@ class LayerFallback:
             The explanation with its culprits; None if no layer may or can cure it.
         """
         signature = (explanation.get("operator"), explanation.get("location"), explanation.get("direction"))
+        origin = (explanation.get("layer"), signature)
         islands = self._islands
-        if islands is None or start is None or signature in self._hopeless:
+        if islands is None or start is None or origin in self._hopeless:
             return None
         scale = scale_to_prove_at(explanation, guard, self.sampler.window, is_auto=self.config.auto)
         if scale is None:
@@ -204,8 +206,10 @@ class LayerFallback:
             start, explanation, islands, scale, all_ranks, is_small=lambda name: may_move({*self.state.demoted, name})
         )
         proof = explanation["evidence"].get("proof", {})
-        if found is None or not found.layers:
-            self._hopeless.add(signature)
+        if found is None:  # which took one run: another batch may be cured
+            return None
+        if not found.layers:
+            self._hopeless.add(origin)
             return None
         demoted = {*self.state.demoted, *found.layers}
         if not may_move(demoted):
@@ -215,7 +219,7 @@ class LayerFallback:
                 f"Fallback.max_fraction={self.config.max_fraction:.15g}"
             )
             log.warning("%s cures step %d, but %s.", found.layers, guard.record.steps, proof["refused"])
-            self._hopeless.add(signature)
+            self._hopeless.add(origin)
             return None
         why = f"proved: {_in_words(explanation)}"
         self.state, stays = after_proof(self.state, found.layers, why=why, step=guard.record.steps, config=self.config)

@@ -1,6 +1,6 @@
 """Prove which layers have to run in FP32 for a step to be finite, by running it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from mp_plugin.all_ranks import AllRanks
 from mp_plugin.fallback.islands import Islands, why_no_island
 from mp_plugin.fallback.isolate import Isolation, isolate
 from mp_plugin.fallback.layers import is_below, layers_by_name
-from mp_plugin.finding import is_step_finite, trace_step
+from mp_plugin.finding import Finding, is_step_finite, trace_step
 from mp_plugin.scaling.guard import Explanation
 from mp_plugin.step_start import StepStart
 
@@ -40,31 +40,35 @@ def prove(
         What was found; None if the step is not finite even wholly in FP32, which no layer can cure.
     """
     evidence: dict[str, Any] = explanation["evidence"]
+    before = islands.names
     reruns = 0
 
-    def is_finite(*, in_fp32: bool = False) -> bool:
+    def is_finite(layers: Collection[str] = (), *, in_fp32: bool = False) -> bool:
         nonlocal reruns
         reruns += 1
-        return all_ranks.everywhere(lambda: is_step_finite(start, scale, in_fp32=in_fp32), evidence) or False
+
+        def attempt() -> bool:
+            with islands.tried({*before, *layers}):
+                return is_step_finite(start, scale, in_fp32=in_fp32)
+
+        return all_ranks.everywhere(attempt, evidence) or False
+
+    def next_origin(layers: frozenset[str]) -> str | None:
+        nonlocal reruns
+        reruns += 1
+
+        def attempt() -> Finding | None:
+            with islands.tried({*before, *layers}):
+                return trace_step(start, _times(scale))
+
+        found = all_ranks.each(attempt, evidence)
+        return next((str(each.origin["layer"] or "") for each in found if each is not None), None)
 
     in_fp32 = evidence.get("forward_finite_in_fp32")
     if in_fp32 is None:
         in_fp32 = evidence["step_finite_in_fp32"] = is_finite(in_fp32=True)
     if not in_fp32:
         return None
-    before = islands.names
-
-    def cures(layers: frozenset[str]) -> bool:
-        with islands.tried({*before, *layers}):
-            return is_finite()
-
-    def next_origin(layers: frozenset[str]) -> str | None:
-        nonlocal reruns
-        reruns += 1
-        with islands.tried({*before, *layers}):
-            found = all_ranks.each(lambda: trace_step(start, _times(scale)), evidence)
-        return next((str(each.origin["layer"] or "") for each in found if each is not None), None)
-
     layers = layers_by_name(start.module)
     candidates = [
         name
@@ -72,7 +76,7 @@ def prove(
         if why_no_island(layer) is None and not any(is_below(name, above) for above in before)
     ]
     origin = explanation.get("layer")
-    found = isolate(cures, candidates, origin=origin, next_origin=next_origin, is_small=is_small, limit=MOST_RERUNS)
+    found = isolate(is_finite, candidates, origin=origin, next_origin=next_origin, is_small=is_small, limit=MOST_RERUNS)
     evidence["proof"] = {**found.as_dict(), "reruns": reruns}
     return found
 
