@@ -22,6 +22,7 @@ from mp_plugin.fallback.policy import FallbackState, Share, after_proof, after_s
 from mp_plugin.fallback.precision_map import PrecisionMap
 from mp_plugin.fallback.rules import select_layers
 from mp_plugin.fallback.sharding import refuse_mixed_units, refuse_sharded_half
+from mp_plugin.finding import is_step_finite
 from mp_plugin.fsdp import refuse_fp32_beside_half_weights
 from mp_plugin.modes import Mode
 from mp_plugin.proof import prove
@@ -194,7 +195,12 @@ class LayerFallback:
         islands = self._islands
         if islands is None or start is None or origin in self._hopeless:
             return None
-        scale = scale_to_prove_at(explanation, guard, self.sampler.window, is_auto=self.config.auto)
+
+        def is_finite_at(scale: float) -> bool | None:
+            return all_ranks.everywhere(lambda: is_step_finite(start, scale), explanation["evidence"])
+
+        is_auto = self.config.auto
+        scale = scale_to_prove_at(explanation, guard, self.sampler.window, is_finite_at, is_auto=is_auto)
         if scale is None:
             return None
 

@@ -1,5 +1,7 @@
 """At which loss scale layers in FP32 would have to cure a step."""
 
+from collections.abc import Callable
+
 from mp_plugin.config import Policy
 from mp_plugin.fallback.layers import is_below
 from mp_plugin.scaling.guard import Explanation, StepGuard
@@ -8,7 +10,12 @@ from mp_plugin.telemetry.events import Cause
 
 
 def scale_to_prove_at(
-    explanation: Explanation, guard: StepGuard, window: ScaleWindow | None, *, is_auto: bool
+    explanation: Explanation,
+    guard: StepGuard,
+    window: ScaleWindow | None,
+    is_finite_at: Callable[[float], bool | None],
+    *,
+    is_auto: bool,
 ) -> float | None:
     """Return the loss scale at which layers in FP32 would have to cure an incident; None if it is none of theirs.
 
@@ -16,9 +23,10 @@ def scale_to_prove_at(
     only lets others vanish, and those that empty the window have to make do with the scale that there is.
 
     Args:
-        explanation: of the incident; a window that is empty goes to its evidence.
+        explanation: of the incident; what is found out, and a window that is empty, go to its evidence.
         guard: knows the loss scale.
         window: the loss scales that fit all layers, if they are known.
+        is_finite_at: whether the step is finite at a lower loss scale; asked if nobody has tried.
         is_auto: whether layers may move at any incident, or only once the scale cannot go lower.
     """
     if explanation.get("operator") is None:
@@ -28,12 +36,18 @@ def scale_to_prove_at(
         return lowest if is_auto else None
     if explanation["cause"] is not Cause.backward:
         return None
-    is_beyond_scales = explanation["evidence"].get("backward_finite_at_lower_scale") is False
+    if not is_auto and not guard.falls_back_at_floor:
+        return None
     # Not whether the scale would move now: with hysteresis it may stay for a while, and go lower then.
-    if is_beyond_scales or guard.loss_scale <= lowest:
-        return lowest if is_auto or guard.falls_back_at_floor else None
+    if guard.loss_scale <= lowest:
+        return lowest
+    evidence = explanation["evidence"]
+    if "backward_finite_at_lower_scale" not in evidence:  # an origin that was known already
+        evidence["backward_finite_at_lower_scale"] = is_finite_at(lowest)
+    if evidence["backward_finite_at_lower_scale"] is False:
+        return lowest
     if is_auto and window is not None and _concerns(explanation.get("layer"), window.emptied_by):
-        explanation["evidence"]["scale_window"] = {"lowest": window.lowest, "highest": window.highest}
+        evidence["scale_window"] = {"lowest": window.lowest, "highest": window.highest}
         return guard.loss_scale
     return None
 

@@ -120,8 +120,13 @@ def test_layers_that_a_rule_put_into_fp32_stay_and_are_not_proved_again():
     assert plugin.incidents[0].culprits == (first,)
 
 
-def test_patience_keeps_a_cure_to_its_batch_until_it_is_needed_again():
-    fault = fp32_fault(TWO)
+# What is known of a backward pass from an earlier incident must not hide that no loss scale cures it.
+AGAIN = pytest.mark.parametrize("name", ["mlp: inside a layer", "mlp: backward", TWO])
+
+
+@AGAIN
+def test_patience_keeps_a_cure_to_its_batch_until_it_is_needed_again(name):
+    fault = fp32_fault(name)
     plugin = plugin_with(Fallback(auto=True, patience=2))
     train(fault, plugin)
     assert (tuple(plugin.fp32_layers), plugin.skipped_steps) == ((), 0)
@@ -131,8 +136,9 @@ def test_patience_keeps_a_cure_to_its_batch_until_it_is_needed_again():
     assert [incident.action for incident in plugin.incidents] == [Action.fallback] * 2
 
 
-def test_a_layer_that_behaves_is_given_back_and_one_that_fails_twice_stays():
-    fault = fp32_fault("mlp: inside a layer")
+@AGAIN
+def test_a_layer_that_behaves_is_given_back_and_one_that_fails_twice_stays(name):
+    fault = fp32_fault(name)
     plugin = plugin_with(Fallback(auto=True, probation_steps=2))
     train(fault, plugin, faulty=(0,), count=4)
     assert tuple(plugin.fp32_layers) == ()

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,9 +23,15 @@ def explained(cause: Cause = Cause.backward, *, layer: str | None = "blocks.1", 
 
 
 def prove_at(
-    explanation: dict[str, Any], by: StepGuard, window: ScaleWindow | None = None, *, is_auto: bool = True
+    explanation: dict[str, Any],
+    by: StepGuard,
+    window: ScaleWindow | None = None,
+    *,
+    is_auto: bool = True,
+    tries: Callable[[float], bool | None] = {}.__getitem__,
 ) -> float | None:
-    return scale_to_prove_at(explanation, by, window, is_auto=is_auto)
+    """By itself it may not try another scale."""
+    return scale_to_prove_at(explanation, by, window, tries, is_auto=is_auto)
 
 
 @pytest.mark.parametrize("cause", [Cause.data, Cause.weights, Cause.loss, Cause.unknown])
@@ -51,8 +58,18 @@ def test_a_static_scale_has_no_lower_one() -> None:
 @pytest.mark.parametrize("hysteresis", [1, 3])
 def test_a_backward_overflow_that_a_lower_scale_cures_needs_no_layer(hysteresis: int) -> None:
     """With hysteresis the scale does not move at once: that is no reason to move a layer."""
-    for evidence in ({"backward_finite_at_lower_scale": True}, {}):
-        assert prove_at(explained(**evidence), guard(hysteresis=hysteresis), WIDE) is None
+    for finite in (True, None):
+        explanation = explained(backward_finite_at_lower_scale=finite)
+        assert prove_at(explanation, guard(hysteresis=hysteresis), WIDE) is None
+
+
+@pytest.mark.parametrize(("finite", "expected"), [(False, 2.0), (True, None), (None, None)])
+def test_where_nobody_has_tried_a_lower_scale_it_is_tried(finite: bool | None, expected: float | None) -> None:
+    """An origin that was known already is recognised, and no more."""
+    explanation = explained()
+    assert prove_at(explanation, guard(), tries={2.0: finite}.__getitem__) == expected
+    assert explanation["evidence"] == {"backward_finite_at_lower_scale": finite}
+    assert prove_at(explained(), guard(at_min_scale="fallback"), is_auto=False) is None
 
 
 def test_a_backward_overflow_that_no_scale_cures_is_proved_at_the_lowest() -> None:
