@@ -1,6 +1,7 @@
 """Which layers of a run are in FP32: by rule and by map from the start, by proof as it goes on."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -25,13 +26,12 @@ from mp_plugin.fallback.sharding import refuse_mixed_units, refuse_sharded_half
 from mp_plugin.finding import is_step_finite
 from mp_plugin.fsdp import refuse_fp32_beside_half_weights
 from mp_plugin.modes import Mode
-from mp_plugin.proof import prove
+from mp_plugin.proof import in_words, prove
 from mp_plugin.proof_scale import scale_to_prove_at
 from mp_plugin.scale_sampling import ScaleSampler
 from mp_plugin.scaling.guard import Explanation, StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.step_start import StepStart
-from mp_plugin.telemetry.events import Signature
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +67,15 @@ class LayerFallback:
         self._islands: Islands | None = None
         self._device_type = ""
         self._undo: Callable[[], None] = _do_nothing
-        # A layer and an operator in it, as the same line may run in many layers.
-        self._hopeless: set[tuple[str | None, Signature]] = set()
+        self._in_vain: Counter[tuple[Any, ...]] = Counter()
+        """Incidents of each origin in a row that no layer has cured; not all of them were tried."""
 
     # Setting up and taking down.
 
     def start_afresh(self) -> None:
         """Forget what was proved in another fit."""
         self.state = FallbackState()
-        self._hopeless.clear()
+        self._in_vain.clear()
         self.sampler.start_afresh()
 
     def choose(self, module: Module) -> dict[str, str]:
@@ -190,10 +190,8 @@ class LayerFallback:
         Returns:
             The explanation with its culprits; None if no layer may or can cure it.
         """
-        signature = (explanation.get("operator"), explanation.get("location"), explanation.get("direction"))
-        origin = (explanation.get("layer"), signature)
         islands = self._islands
-        if islands is None or start is None or origin in self._hopeless:
+        if islands is None or start is None:
             return None
 
         def is_finite_at(scale: float) -> bool | None:
@@ -202,6 +200,11 @@ class LayerFallback:
         is_auto = self.config.auto
         scale = scale_to_prove_at(explanation, guard, self.sampler.window, is_finite_at, is_auto=is_auto)
         if scale is None:
+            return None
+        origin = tuple(explanation.get(name) for name in ("operator", "location", "direction", "layer"))
+        self._in_vain[origin] += 1
+        # Another batch may well have a cure, but a search is long: of many the 1st, 2nd, 4th, ... are tried.
+        if self._in_vain[origin].bit_count() != 1:
             return None
 
         def may_move(names: set[str]) -> bool:
@@ -212,10 +215,9 @@ class LayerFallback:
             start, explanation, islands, scale, all_ranks, is_small=lambda name: may_move({*self.state.demoted, name})
         )
         proof = explanation["evidence"].get("proof", {})
-        if found is None:  # which took one run: another batch may be cured
-            return None
-        if not found.layers:
-            self._hopeless.add(origin)
+        if found is None:  # which took one run
+            self._in_vain[origin] -= 1
+        if found is None or not found.layers:
             return None
         demoted = {*self.state.demoted, *found.layers}
         if not may_move(demoted):
@@ -225,9 +227,9 @@ class LayerFallback:
                 f"Fallback.max_fraction={self.config.max_fraction:.15g}"
             )
             log.warning("%s cures step %d, but %s.", found.layers, guard.record.steps, proof["refused"])
-            self._hopeless.add(origin)
             return None
-        why = f"proved: {_in_words(explanation)}"
+        del self._in_vain[origin]
+        why = f"proved: {in_words(explanation)}"
         self.state, stays = after_proof(self.state, found.layers, why=why, step=guard.record.steps, config=self.config)
         proof["stays"] = stays
         self._exchange({*islands.names, *found.layers})
@@ -288,12 +290,6 @@ def _share(module: Module, names: set[str]) -> Share:
     bearing = [name for name, layer in layers_by_name(module).items() if bears_parameters(layer)]
     covered = [name for name in bearing if any(is_below(name, above) for above in names)]
     return Share(layers=len(covered), total=len(bearing))
-
-
-def _in_words(explanation: Explanation) -> str:
-    layer, location = explanation.get("layer"), explanation.get("location")
-    where = "".join([f" in {layer}" if layer else "", f" ({location})" if location else ""])
-    return f"{explanation['operator']} made {explanation['kind']}{where}"
 
 
 def _ignore(_: dict[str, Any]) -> None:

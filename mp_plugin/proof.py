@@ -81,5 +81,12 @@ def prove(
     return found
 
 
+def in_words(explanation: Explanation) -> str:
+    """Say what a traced incident was, as the reason for layers in FP32."""
+    layer, location = explanation.get("layer"), explanation.get("location")
+    where = "".join([f" in {layer}" if layer else "", f" ({location})" if location else ""])
+    return f"{explanation['operator']} made {explanation['kind']}{where}"
+
+
 def _times(scale: float) -> Callable[[Tensor], Tensor]:
     return lambda loss: loss.float() * scale

@@ -95,6 +95,24 @@ def test_what_fp32_does_not_cure_moves_no_layer(fault):
     assert_bitwise_equal(weights(model), weights(same))
 
 
+def test_a_batch_that_nothing_cures_does_not_keep_later_ones_from_their_cure():
+    fault = fp32_fault("transformer: inside a layer")
+    batches = fault.batches(faulty=(1, 3), count=5)
+    batches[1] = batches[1]._replace(knob=torch.full_like(batches[1].knob, 3e38))  # beyond FP32, in the same line
+    plugin = plugin_with(Fallback(auto=True))
+    quiet_trainer(plugins=[plugin]).fit(fault.make(), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    assert [(each.batch_idx, each.action) for each in plugin.incidents] == [(1, Action.skip), (3, Action.fallback)]
+    assert tuple(plugin.fp32_layers) == fault.culprits
+
+
+def test_what_has_no_cure_is_searched_ever_less():
+    fault = fp32_fault("mlp: inside a layer")
+    plugin = plugin_with(Fallback(auto=True, max_fraction=0))
+    train(fault, plugin, faulty=range(7), count=7)
+    searched = [incident.batch_idx for incident in plugin.incidents if "proof" in incident.evidence]
+    assert searched == [0, 1, 3]
+
+
 @names
 def test_a_healthy_run_is_bitwise_the_one_without(fault):
     watched, plain = fault.make(), fault.make()
