@@ -129,8 +129,6 @@ class LayerFallback:
         output_dtype = None if self._mode.is_mixed else DTYPES[self._mode.weights]
         self._islands = Islands(module, device_type=device_type, output_dtype=output_dtype)
         self._device_type = device_type
-        if self._mode.is_mixed and (self._chosen or self.may_act):
-            self._undo = compile_backward_without_autocast()
         self.settle()
         return self._disconnect
 
@@ -173,6 +171,9 @@ class LayerFallback:
         if names != set(self._islands.names):
             self._islands.set(names)
         self.names = self._islands.names
+        # Not before: of a model without islands, compiled code has to be what it is without a fallback.
+        if self.names and self._mode.is_mixed and self._undo is _do_nothing:
+            self._undo = compile_backward_without_autocast()
 
     # On the way.
 

@@ -1,15 +1,18 @@
 """`Fallback(auto=True)`: a run that fp16 would spoil ends well, with all batches, and the culprits in FP32."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config as functorch_config
 from torch import nn
 from torch.utils.data import DataLoader
 
 from mp_plugin import AdaptivePrecision, Fallback, LossScaling, Telemetry
+from mp_plugin.errors import UnsupportedError
 from mp_plugin.fallback.isolate import max_reruns
 from mp_plugin.telemetry.events import Action, Direction
 from tests.helpers.faults.fp32 import FP32_FAULTS, HOPELESS, FP32Fault, Trained, fp32_fault
@@ -260,6 +263,41 @@ def test_compiled_models(name, in_place):
     assert tuple(plugin.fp32_layers) == fault.culprits
     assert (plugin.skipped_steps, plugin.effective_step) == (0, 5)
     assert_finite(model)
+
+
+class InFP32ByHand(nn.Linear):
+    """Of which torch.compile casts the backward pass, unless it is told not to."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+def test_a_healthy_compiled_run_is_bitwise_the_one_without():
+    fault = fp32_fault("mlp: inside a layer")
+
+    def trained(fallback: Fallback | None) -> list[torch.Tensor]:
+        torch._dynamo.reset()
+        model = fault.make()
+        model.net.hidden[0].__class__ = InFP32ByHand
+        model.net.compile(backend="aot_eager")
+        train(fault, plugin_with(fallback), model=model, faulty=())
+        return weights(model)
+
+    assert_bitwise_equal(trained(Fallback(auto=True)), trained(None))
+
+
+@pytest.mark.parametrize("rule", ["net.hidden.3", "net.hidden.4"])
+def test_the_compilers_setting_is_given_back_even_if_a_layer_is_refused(rule):
+    fault, before = fp32_fault("mlp: inside a layer"), functorch_config.backward_pass_autocast
+    model, during = fault.make(), []
+    model.net.hidden[4].forward = lambda x: x
+    model.on_train_start = lambda: during.append(functorch_config.backward_pass_autocast)
+    is_refused = rule == "net.hidden.4"
+    with pytest.raises(UnsupportedError, match="net.hidden.4") if is_refused else nullcontext():
+        train(fault, plugin_with(Fallback(layers=[rule])), model=model, faulty=())
+    assert during == ([] if is_refused else ["off"])
+    assert functorch_config.backward_pass_autocast == before
 
 
 class BadOnRankOne(Trained):
