@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from mp_plugin.all_ranks import AllRanks
-from mp_plugin.fallback.islands import Islands, why_no_island
+from mp_plugin.fallback.islands import Islands
 from mp_plugin.fallback.isolate import Isolation, isolate
 from mp_plugin.fallback.layers import is_below, layers_by_name
 from mp_plugin.finding import Finding, is_step_finite, trace_step
@@ -73,7 +73,7 @@ def prove(
     candidates = [
         name
         for name, layer in layers.items()
-        if why_no_island(layer) is None and not any(is_below(name, above) for above in before)
+        if not any(is_below(name, above) for above in before) and islands.accepts(name, layer)
     ]
     origin = explanation.get("layer")
     found = isolate(is_finite, candidates, origin=origin, next_origin=next_origin, is_small=is_small, limit=MOST_RERUNS)

@@ -88,6 +88,17 @@ class Islands:
             self._check(name, layers[name])
         self._exchange(layers)
 
+    def accepts(self, name: str, layer: Module) -> bool:
+        """Whether a layer can be an island. Tries it: not every class says beforehand that it cannot be exchanged."""
+        if name in self._held:
+            return True
+        try:
+            self._check(name, layer)
+            self._begin(name, layer).end(name)
+        except UnsupportedError:
+            return False
+        return True
+
     @contextmanager
     def tried(self, names: Iterable[str]) -> Iterator[None]:
         """Make exactly these layers islands while the block runs."""

@@ -108,6 +108,25 @@ def test_a_batch_that_nothing_cures_does_not_keep_later_ones_from_their_cure():
     assert tuple(plugin.fp32_layers) == fault.culprits
 
 
+class OneOfAKind(type):
+    def __new__(cls, name, bases, members):
+        if any(isinstance(base, OneOfAKind) for base in bases):
+            raise TypeError("no subclasses")
+        return super().__new__(cls, name, bases, members)
+
+
+class Final(nn.Linear, metaclass=OneOfAKind):
+    pass
+
+
+def test_a_layer_whose_class_cannot_be_exchanged_does_not_end_the_search():
+    fault = fp32_fault("mlp: seen later")  # which takes a search over all layers
+    plugin, model = plugin_with(Fallback(auto=True)), fault.make()
+    model.net.hidden[0] = Final(model.net.hidden[0].in_features, model.net.hidden[0].out_features)
+    train(fault, plugin, model=model)
+    assert (tuple(plugin.fp32_layers), plugin.skipped_steps) == (fault.culprits, 0)
+
+
 def test_what_has_no_cure_is_searched_ever_less():
     fault = fp32_fault("mlp: inside a layer")
     plugin = plugin_with(Fallback(auto=True, max_fraction=0))

@@ -412,6 +412,15 @@ def test_nothing_is_changed_if_a_class_turns_out_not_to_swap() -> None:
     assert type(model[0]) is Linear
 
 
+def test_it_can_be_asked_beforehand_what_can_be_an_island() -> None:
+    model = Sequential(Linear(4, 4), _Unique(), ModuleList([Linear(4, 4)]), Linear(4, 4))
+    islands = islands_of(model)
+    islands.set(["3"])
+    assert [islands.accepts(str(place), layer) for place, layer in enumerate(model)] == [True, False, False, True]
+    assert islands.names == ("3",)
+    assert [is_island(layer) for layer in model] == [False, False, False, True]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_set_is_tried_for_a_block(fails: bool) -> None:
     model = net()
