@@ -9,8 +9,7 @@
    first and over the last layers in the manner of Polygraphy. How many of the layers with parameters each keeps in
    FP32, whether the batch then comes out finite, and how many runs the search took.
 3. Speed (helpers/island_cost.py): a healthy training without a fallback, with one that names nothing, with
-   `Fallback(auto=True)`, and with one layer in FP32, in turn. The last ratio stands beside the one to expect: that of a
-   step in which the layer takes as long as it does in FP32, measured alone: in half, in FP32, and as an island.
+   `Fallback(auto=True)`, with one layer in FP32, and with that layer in FP32 by hand: the ratio to expect. In turn.
 
 On the CPU, one thread.
 
@@ -28,7 +27,7 @@ from typing import Any
 
 from helpers.culprits import FIRST, MODELS, FP32Fault, batches, num_wrong, train
 from helpers.harness import circumstances, write
-from helpers.island_cost import FALLBACKS, PRECISIONS, count_operators, layer_seconds, step_seconds
+from helpers.island_cost import FALLBACKS, PRECISIONS, count_operators, step_seconds
 from helpers.layer_rules import above_threshold, bisect, is_finite, order_of_running
 from helpers.trainings import be_quiet
 from rich.console import Console
@@ -39,8 +38,8 @@ from mp_plugin.fallback.isolate import max_reruns
 from mp_plugin.fallback.layers import bears_parameters, is_below, layers_by_name
 
 SEEDS, STEPS, ROUNDS = 5, 500, 15
-CALIBRATION = 8
-"""Healthy batches that the threshold is calibrated on."""
+CALIBRATION, BLOCK = 8, 90
+"""Healthy batches that the threshold is calibrated on, and the steps of one block of timing."""
 
 Tables = tuple[Table, dict[str, Any]]
 
@@ -190,33 +189,28 @@ def bearing_layers(model: Any) -> list[str]:
 # 3. Speed.
 
 
-def time_steps(rounds: int) -> Tables:
+def time_steps(rounds: int, steps: int) -> Tables:
     """Measure a healthy step under every kind of fallback in turn, round by round, and count its operators."""
+    kinds = list(FALLBACKS)
     table = Table(
-        *("precision", "no fallback, ms", "empty", "auto", "one island", "to expect"),
-        *("the layer alone, ms", "operators of a step"),
+        *("precision", "no fallback, ms", *kinds[1:], "island / by hand", "operators of a step"),
         title=f"A step beside one without a fallback: median of {rounds} rounds (quartiles)",
     )
     result: dict[str, Any] = {}
-    kinds = list(FALLBACKS)
     for precision in PRECISIONS:
         seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-        alone = []
         for index in range(rounds):
             for kind in kinds[index % len(kinds) :] + kinds[: index % len(kinds)]:
-                seconds[kind].append(step_seconds(precision, kind))
-            alone.append(layer_seconds(precision))
+                seconds[kind].append(step_seconds(precision, kind, steps))
         ratios = {
             kind: [ours / none for ours, none in zip(seconds[kind], seconds["none"], strict=True)] for kind in kinds[1:]
         }
-        ratios["to expect"] = [
-            1 + (layer["fp32"] - layer["half"]) / none for layer, none in zip(alone, seconds["none"], strict=True)
-        ]
+        pairs = zip(seconds["island"], seconds["by hand"], strict=True)
+        ratios["island / by hand"] = [ours / by_hand for ours, by_hand in pairs]
         operators = {kind: count_operators(precision, kind) for kind in kinds}
         sampled = {kind: count_operators(precision, kind, step=0) for kind in ("none", "auto")}
         result[precision] = {
             "seconds": seconds,
-            "layer_seconds": alone,
             "ratios": ratios,
             "operators": operators,
             "operators_of_the_first_step": sampled,
@@ -225,7 +219,6 @@ def time_steps(rounds: int) -> Tables:
             precision,
             f"{1000 * statistics.median(seconds['none']):.2f}",
             *(with_quartiles(each) for each in ratios.values()),
-            "\n".join(f"{kind} {1000 * statistics.median(each[kind] for each in alone):.3f}" for kind in alone[0]),
             "\n".join(f"{kind} {count}" for kind, count in operators.items()),
         )
     return table, result
@@ -250,11 +243,12 @@ def main() -> None:
         parser.error(f"no model has {options.only!r} in its name; there are {[model.name for model in MODELS]}")
     be_quiet()
     found = circumstances()
-    seeds, steps, rounds = (1, 30, 2) if options.quick else (SEEDS, STEPS, max(options.rounds, 2))
+    rounds = 2 if options.quick else max(options.rounds, 2)
+    seeds, steps, block = (1, 30, 30) if options.quick else (SEEDS, STEPS, BLOCK)
     console = Console(width=200)
     offline, kept = choose_offline(chosen)
     trained, proofs = train_all(chosen, seeds, steps)
-    timed, times = time_steps(rounds)
+    timed, times = time_steps(rounds, block)
     for table in (trained, offline, timed):
         console.print(table)
     if (options.quick, options.only, options.rounds) != (False, "", ROUNDS):
