@@ -18,11 +18,12 @@ from mp_plugin.config import Fallback, Telemetry
 from mp_plugin.errors import ConfigError
 from mp_plugin.fallback.fp32_weights import kept_in_fp32, tied_layers
 from mp_plugin.fallback.islands import Islands
-from mp_plugin.fallback.layers import bears_parameters, is_below, layers_by_name
-from mp_plugin.fallback.policy import FallbackState, Share, after_proof, after_step, is_within
+from mp_plugin.fallback.layers import layers_by_name
+from mp_plugin.fallback.policy import FallbackState, after_proof, after_step, is_within
 from mp_plugin.fallback.precision_map import PrecisionMap
 from mp_plugin.fallback.rules import select_layers
 from mp_plugin.fallback.sharding import refuse_mixed_units, refuse_sharded_half
+from mp_plugin.fallback.share import refusal, share_of
 from mp_plugin.finding import is_step_finite
 from mp_plugin.fsdp import refuse_fp32_beside_half_weights
 from mp_plugin.modes import Mode
@@ -31,6 +32,7 @@ from mp_plugin.proof_scale import scale_to_prove_at
 from mp_plugin.scale_sampling import ScaleSampler
 from mp_plugin.scaling.guard import Explanation, StepGuard
 from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.window import ScaleWindow
 from mp_plugin.step_start import StepStart
 
 log = logging.getLogger(__name__)
@@ -198,8 +200,10 @@ class LayerFallback:
         def is_finite_at(scale: float) -> bool | None:
             return all_ranks.everywhere(lambda: is_step_finite(start, scale), explanation["evidence"])
 
-        is_auto = self.config.auto
-        scale = scale_to_prove_at(explanation, guard, self.sampler.window, is_finite_at, is_auto=is_auto)
+        def look() -> ScaleWindow | None:
+            return self.sampler.look(start, guard.scaler, all_ranks, explanation["evidence"], fp32_layers=islands.names)
+
+        scale = scale_to_prove_at(explanation, guard, look, is_finite_at, is_auto=self.config.auto)
         if scale is None:
             return None
         origin = tuple(explanation.get(name) for name in ("operator", "location", "direction", "layer"))
@@ -209,7 +213,7 @@ class LayerFallback:
             return None
 
         def may_move(names: set[str]) -> bool:
-            share = _share(start.module, names)
+            share = share_of(start.module, names)
             return is_within(share, members=len(names), max_fraction=self.config.max_fraction)
 
         found = prove(
@@ -222,11 +226,7 @@ class LayerFallback:
             return None
         demoted = {*self.state.demoted, *found.layers}
         if not may_move(demoted):
-            share = _share(start.module, demoted)
-            proof["refused"] = (
-                f"{', '.join(found.layers)} in FP32 would make {share.layers} of {share.total} layers, beyond "
-                f"Fallback.max_fraction={self.config.max_fraction:.15g}"
-            )
+            proof["refused"] = refusal(found.layers, share_of(start.module, demoted), self.config.max_fraction)
             log.warning("%s cures step %d, but %s.", found.layers, guard.record.steps, proof["refused"])
             return None
         del self._in_vain[origin]
@@ -285,12 +285,6 @@ def _check(config: Fallback, mode: Mode, telemetry: Telemetry) -> None:
             f"Fallback.auto=True is not accepted with precision={mode.name!r}, as an optimizer cannot be given weights "
             "of another format on the way; accepted: Fallback(layers=[...]), or auto with '16-mixed' or 'bf16-mixed'."
         )
-
-
-def _share(module: Module, names: set[str]) -> Share:
-    bearing = [name for name, layer in layers_by_name(module).items() if bears_parameters(layer)]
-    covered = [name for name in bearing if any(is_below(name, above) for above in names)]
-    return Share(layers=len(covered), total=len(bearing))
 
 
 def _ignore(_: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from mp_plugin.telemetry.events import Cause
 def scale_to_prove_at(
     explanation: Explanation,
     guard: StepGuard,
-    window: ScaleWindow | None,
+    look: Callable[[], ScaleWindow | None],
     is_finite_at: Callable[[float], bool | None],
     *,
     is_auto: bool,
@@ -25,7 +25,7 @@ def scale_to_prove_at(
     Args:
         explanation: of the incident; what is found out, and a window that is empty, go to its evidence.
         guard: knows the loss scale.
-        window: the loss scales that fit all layers, if they are known.
+        look: returns the loss scales that fit all layers, if they are known; asked where it makes a difference.
         is_finite_at: whether the step is finite at a lower loss scale; asked if nobody has tried.
         is_auto: whether layers may move at any incident, or only once the scale cannot go lower.
     """
@@ -46,10 +46,11 @@ def scale_to_prove_at(
         evidence["backward_finite_at_lower_scale"] = is_finite_at(lowest)
     if evidence["backward_finite_at_lower_scale"] is False:
         return lowest
-    if is_auto and window is not None and _concerns(explanation.get("layer"), window.emptied_by):
-        evidence["scale_window"] = {"lowest": window.lowest, "highest": window.highest}
-        return guard.loss_scale
-    return None
+    window = look() if is_auto else None
+    if window is None or not _concerns(explanation.get("layer"), window.emptied_by):
+        return None
+    evidence["scale_window"] = {"lowest": window.lowest, "highest": window.highest, "emptied_by": window.emptied_by}
+    return guard.loss_scale
 
 
 def _lowest_scale(guard: StepGuard) -> float:

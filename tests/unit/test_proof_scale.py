@@ -31,7 +31,7 @@ def prove_at(
     tries: Callable[[float], bool | None] = {}.__getitem__,
 ) -> float | None:
     """By itself it may not try another scale."""
-    return scale_to_prove_at(explanation, by, window, tries, is_auto=is_auto)
+    return scale_to_prove_at(explanation, by, lambda: window, tries, is_auto=is_auto)
 
 
 @pytest.mark.parametrize("cause", [Cause.data, Cause.weights, Cause.loss, Cause.unknown])
@@ -90,7 +90,11 @@ def test_at_the_floor_layers_may_move_without_auto_once_patience_is_over() -> No
 def test_layers_that_empty_the_window_are_proved_at_the_scale_that_there_is(layer: str) -> None:
     explanation = explained(layer=layer, backward_finite_at_lower_scale=True)
     assert prove_at(explanation, guard(), EMPTY) == 2.0**10
-    assert explanation["evidence"]["scale_window"] == {"lowest": 512.0, "highest": 16.0}
+    assert explanation["evidence"]["scale_window"] == {
+        "lowest": 512.0,
+        "highest": 16.0,
+        "emptied_by": ("blocks.1.lin",),
+    }
     assert prove_at(explained(layer=layer), guard(), EMPTY, is_auto=False) is None
 
 

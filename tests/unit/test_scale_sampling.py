@@ -85,6 +85,14 @@ def test_a_sample_is_taken_every_so_many_steps() -> None:
     assert seen == expected
 
 
+def test_a_sample_is_taken_at_once_when_other_layers_are_in_fp32() -> None:
+    tried, module = sampler(every_n_steps=100), Model().give(first_weight=1.0, tower_0_weight=2.0**-60)
+    for step, fp32_layers in enumerate([(), ("tower",), ("tower",), ()]):
+        tried.sample(module, scaler(), step=step, fp32_layers=fp32_layers)
+        assert tried.window is not None
+        assert tried.window.is_empty is not bool(fp32_layers)
+
+
 def test_without_samples_or_without_a_scale_there_is_no_window() -> None:
     module = Model().give(first_weight=1.0)
     never, unscaled = sampler(every_n_steps=0), sampler()
