@@ -29,7 +29,10 @@ def counted_once(module: "pl.LightningModule") -> Iterator[None]:
 
 
 def remember_counts(module: "pl.LightningModule") -> Callable[[], None]:
-    """Remember what a module has logged and measured so far; returns what goes back to it, as often as it is called."""
+    """Remember what a module has logged and measured so far; returns what goes back to it, as often as it is called.
+
+    What hooks have logged around earlier batches of a window since then stays: they are not called again.
+    """
     undo = [_remember_metric(part) for part in module.modules() if isinstance(part, Metric)]
     results: dict[str, Any] = {} if module.trainer._results is None else module.trainer._results
     # Lightning never writes into the tensors of a logged value, it makes new ones.
@@ -38,12 +41,19 @@ def remember_counts(module: "pl.LightningModule") -> Callable[[], None]:
     def restore() -> None:
         for each in undo:
             each()
-        for key in results.keys() - logged.keys():
-            del results[key]
-        for result, values in logged.values():
-            vars(result).update(values)
+        for key in [each for each in results if _is_logged_in_closure(each)]:
+            if key not in logged:
+                del results[key]
+            else:
+                result, values = logged[key]
+                vars(result).update(values)
 
     return restore
+
+
+def _is_logged_in_closure(key: str) -> bool:
+    hook = key.partition(".")[0]
+    return hook in ("training_step", "on_before_zero_grad", "on_before_backward", "on_after_backward")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Sample the gradients of each layer, to know which loss scales fit all of them."""
 
+from collections.abc import Collection
 from typing import Any
 
 import lightning.pytorch as pl
@@ -47,7 +48,7 @@ class ScaleSampler:
         Takes a sample if it is time to, or if other layers are in FP32 than before.
 
         Args:
-            module: whose gradients.
+            module: whose gradients, those of optimizers whose gradients are unscaled.
             scaler: whose limits the window keeps; None where no loss is scaled.
             step: optimizer steps tried before this one.
             fp32_layers: layers whose gradients need no loss scale.
@@ -56,8 +57,11 @@ class ScaleSampler:
         if scaler is None or not self._every_n_steps or not is_due:
             return
         self._next_step, self._fp32_layers = step + self._every_n_steps, fp32_layers
+        # In manual optimization other optimizers may hold gradients that are still scaled.
+        unscaled = [optimizer for optimizer in module.trainer.optimizers if scaler.is_unscaled(optimizer)]
+        theirs = {id(each) for optimizer in unscaled for group in optimizer.param_groups for each in group["params"]}
         # With a sharded model each rank has seen a part.
-        self.window = self._window(gather(_ranges(module, fp32_layers)), scaler)
+        self.window = self._window(gather(_ranges(module, fp32_layers, theirs)), scaler)
 
     def look(
         self,
@@ -106,11 +110,14 @@ class ScaleSampler:
         )
 
 
-def _ranges(module: "pl.LightningModule", fp32_layers: tuple[str, ...]) -> dict[str, GradientRange]:
+def _ranges(
+    module: "pl.LightningModule", fp32_layers: tuple[str, ...], parameters: Collection[int] | None = None
+) -> dict[str, GradientRange]:
+    """Return the ranges of the gradients of a module, or of those of its parameters with these identities."""
     grads = [
         (plain_name(name).rpartition(".")[0], parameter.grad)
         for name, parameter in module.named_parameters()
-        if parameter.grad is not None
+        if parameter.grad is not None and (parameters is None or id(parameter) in parameters)
     ]
     return gradient_ranges([(layer, grad) for layer, grad in grads if not _is_inside(layer, fp32_layers)])
 

@@ -221,6 +221,26 @@ def test_each_batch_of_an_accumulated_window_counts():
         assert_finite(model)
 
 
+class Logging(Trained):
+    """Counts in the training step, and in a hook that is not called again when a window is run again."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("steps", 1.0, on_step=False, on_epoch=True, reduce_fx="sum", batch_size=1)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.log("ends", 1.0, on_step=False, on_epoch=True, reduce_fx="sum", batch_size=1)
+
+
+@pytest.mark.parametrize(("accumulated", "place"), [(1, 0), (1, 2), (2, 1), (2, 3)])
+def test_what_is_logged_counts_once_for_each_batch(accumulated, place):
+    fault = fp32_fault("mlp: inside a layer")
+    plugin, model = plugin_with(Fallback(auto=True)), Logging(fault.make().net)
+    trainer = train(fault, plugin, faulty=(place,), count=6, model=model, accumulate_grad_batches=accumulated)
+    assert plugin.incidents[0].action is Action.fallback
+    assert (trainer.callback_metrics["steps"], trainer.callback_metrics["ends"]) == (6, 6)
+
+
 @pytest.mark.parametrize(("probation_steps", "is_given_back"), [(20, False), (7, True)])
 def test_a_resumed_run_has_the_same_layers_in_fp32_clocks_and_counters(probation_steps, is_given_back, tmp_path):
     fault = fp32_fault(TWO)
@@ -245,6 +265,26 @@ class Manual(Trained):
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
         self.automatic_optimization = False
+
+
+class TwoOptimizers(Manual):
+    """Has the gradients of both before the first one steps."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(self.loss(self(batch.inputs, batch.knob), batch.targets, batch.knob))
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), lr=0.0) for part in (self.net.stem, self.net.head)]
+
+
+def test_gradients_that_another_optimizer_still_has_scaled_are_not_sampled():
+    fault, plugin = fp32_fault("mlp: inside a layer"), plugin_with(Fallback(auto=True))
+    train(fault, plugin, faulty=(), model=TwoOptimizers(fault.make().net))
+    assert plugin.scale_window is not None
+    assert list(plugin.scale_window.by_layer) == ["net.stem"]
 
 
 @pytest.mark.parametrize("name", ["mlp: backward", "transformer: two"])
