@@ -27,7 +27,7 @@ from mp_plugin.fallback.share import refusal, share_of
 from mp_plugin.finding import is_step_finite
 from mp_plugin.fsdp import refuse_fp32_beside_half_weights
 from mp_plugin.modes import Mode
-from mp_plugin.proof import in_words, prove
+from mp_plugin.proof import in_words, prove, share_of
 from mp_plugin.proof_scale import scale_to_prove_at
 from mp_plugin.scale_sampling import ScaleSampler
 from mp_plugin.scaling.guard import Explanation, StepGuard
@@ -127,19 +127,20 @@ class LayerFallback:
             refuse_mixed_units(module)
         elif self._chosen or self.may_act:
             refuse_sharded_half(model, module, None if self.may_act else self._chosen)
-        self._forget_another_model(module)
+        if not self._is_of(module, self.state):
+            self.start_afresh()
         output_dtype = None if self._mode.is_mixed else DTYPES[self._mode.weights]
         self._islands = Islands(module, device_type=device_type, output_dtype=output_dtype)
         self._device_type = device_type
         self.settle()
         return self._disconnect
 
-    def _forget_another_model(self, module: Module) -> None:
-        """Forget what was proved of a model with other layers, that this plugin has trained before."""
+    def _is_of(self, module: Module, state: FallbackState) -> bool:
+        """Whether a state is of this model, or of another one with the same layers in FP32; warns if not."""
         known = layers_by_name(module)
-        if others := [name for name in self.state.demoted if name not in known]:
+        if others := [name for name in state.demoted if name not in known]:
             log.warning("%s ran in FP32 by proof, in another model than this one: forgotten.", ", ".join(others))
-            self.start_afresh()
+        return not others
 
     def _disconnect(self) -> None:
         if self._islands is not None:
@@ -268,6 +269,8 @@ class LayerFallback:
         if state.demoted and not (self.config.auto or self.may_act):
             names = ", ".join(state.demoted)
             log.warning("The checkpoint's run had %s in FP32 by proof; Fallback(auto=True) would keep that.", names)
+        elif self._islands is not None and not self._is_of(self._islands.root, state):
+            return
         elif for_good:
             self.state = state
             self.settle()

@@ -4,11 +4,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from mp_plugin.all_ranks import AllRanks
 from mp_plugin.fallback.islands import Islands
 from mp_plugin.fallback.isolate import Isolation, isolate
-from mp_plugin.fallback.layers import is_below, layers_by_name
+from mp_plugin.fallback.layers import bears_parameters, is_below, layers_by_name
+from mp_plugin.fallback.policy import Share
 from mp_plugin.finding import Finding, is_step_finite, trace_step
 from mp_plugin.scaling.guard import Explanation
 from mp_plugin.step_start import StepStart
@@ -79,6 +81,13 @@ def prove(
     found = isolate(is_finite, candidates, origin=origin, next_origin=next_origin, is_small=is_small, limit=MOST_RERUNS)
     evidence["proof"] = {**found.as_dict(), "reruns": reruns}
     return found
+
+
+def share_of(module: Module, names: set[str]) -> Share:
+    """Count the parameter-bearing layers that lie in or below some layers, and those of the whole model."""
+    bearing = [name for name, layer in layers_by_name(module).items() if bears_parameters(layer)]
+    covered = [name for name in bearing if any(is_below(name, above) for above in names)]
+    return Share(layers=len(covered), total=len(bearing))
 
 
 def in_words(explanation: Explanation) -> str:

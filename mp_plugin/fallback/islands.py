@@ -59,7 +59,7 @@ class Islands:
     """
 
     def __init__(self, root: Module, *, device_type: str, output_dtype: torch.dtype | None = None) -> None:
-        self._root = root
+        self.root = root
         self._device_type = device_type
         self._output_dtype = output_dtype
         self._held: dict[str, _Held] = {}
@@ -81,7 +81,7 @@ class Islands:
         wanted = frozenset(names)
         if not wanted and not self._held:
             return
-        layers = {name: layer for name, layer in layers_by_name(self._root).items() if name in wanted}
+        layers = {name: layer for name, layer in layers_by_name(self.root).items() if name in wanted}
         for name in sorted(wanted):
             if name not in layers:
                 raise UnsupportedError(f"Layer {name!r} cannot run in FP32: the model has no such layer.")

@@ -228,3 +228,24 @@ def test_what_was_proved_of_one_model_is_not_asked_of_another(caplog: pytest.Log
     trainer.fit(model(), data(1))
     trainer.test(Tested(), regression_data(), verbose=False)
     assert f"{CULPRIT} ran in FP32 by proof, in another model than this one: forgotten." in caplog.text
+
+
+def test_a_checkpoint_of_another_model_whose_layers_are_not_all_there_is_resumed_without_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Renamed(Trained):
+        strict_loading = False  # type: ignore[assignment]
+
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["optimizer_states"] = [self.configure_optimizers().state_dict()]
+
+    trainer = quiet_trainer(plugins=[auto()])
+    trainer.fit(model(), data(1))
+    trainer.save_checkpoint(tmp_path / "other.ckpt")
+    plugin, other = auto(), Renamed(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10)))
+    other(FAULT.batches(count=1)[0].inputs, torch.ones(1))
+    quiet_trainer(plugins=[plugin], max_epochs=2).fit(
+        other, data(count=1), ckpt_path=tmp_path / "other.ckpt", weights_only=True
+    )
+    assert plugin.fp32_layers == []
+    assert f"{CULPRIT} ran in FP32 by proof, in another model than this one: forgotten." in caplog.text
