@@ -39,7 +39,8 @@ def prove(
         is_small: whether a layer may be in FP32 as a whole, or something inside of it should be found.
 
     Returns:
-        What was found; None if the step is not finite even wholly in FP32, which no layer can cure.
+        What was found; None if the step is not finite even wholly in FP32, which no layer can cure, or if one of its
+        runs failed, as for want of memory.
     """
     evidence: dict[str, Any] = explanation["evidence"]
     before = islands.names
@@ -53,7 +54,10 @@ def prove(
             with islands.tried({*before, *layers}):
                 return is_step_finite(start, scale, in_fp32=in_fp32)
 
-        return all_ranks.everywhere(attempt, evidence) or False
+        finite = all_ranks.everywhere(attempt, evidence)
+        if finite is None:
+            raise _RunFailed
+        return finite
 
     def next_origin(layers: frozenset[str]) -> str | None:
         nonlocal reruns
@@ -68,7 +72,10 @@ def prove(
 
     in_fp32 = evidence.get("forward_finite_in_fp32")
     if in_fp32 is None:
-        in_fp32 = evidence["step_finite_in_fp32"] = is_finite(in_fp32=True)
+        try:
+            in_fp32 = evidence["step_finite_in_fp32"] = is_finite(in_fp32=True)
+        except _RunFailed:
+            return None
     if not in_fp32:
         return None
     layers = layers_by_name(start.module)
@@ -78,9 +85,19 @@ def prove(
         if not any(is_below(name, above) for above in before) and islands.accepts(name, layer)
     ]
     origin = explanation.get("layer")
-    found = isolate(is_finite, candidates, origin=origin, next_origin=next_origin, is_small=is_small, limit=MOST_RERUNS)
+    try:
+        found = isolate(
+            is_finite, candidates, origin=origin, next_origin=next_origin, is_small=is_small, limit=MOST_RERUNS
+        )
+    except _RunFailed:
+        # To take it for a layer that cures nothing would put others in FP32 without need.
+        return None
     evidence["proof"] = {**found.as_dict(), "reruns": reruns}
     return found
+
+
+class _RunFailed(Exception):
+    """On some rank; the evidence has the reason."""
 
 
 def share_of(module: Module, names: set[str]) -> Share:

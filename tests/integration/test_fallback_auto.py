@@ -127,6 +127,29 @@ def test_a_layer_whose_class_cannot_be_exchanged_does_not_end_the_search():
     assert (tuple(plugin.fp32_layers), plugin.skipped_steps) == (fault.culprits, 0)
 
 
+class FailsOnce(Trained):
+    """Runs out of memory in one run of its bad batch, counted from 1."""
+
+    failing, runs = 0, 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        FailsOnce.runs += batch_idx == 2
+        if batch_idx == 2 and FailsOnce.runs == self.failing:
+            raise MemoryError("no room")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("failing", [2, 3, 4, 5])  # traced, at a lower scale, wholly in FP32, with the origin in it
+def test_a_run_that_failed_proves_nothing(failing, caplog):
+    fault = fp32_fault("mlp: backward")
+    plugin, model = plugin_with(Fallback(auto=True)), FailsOnce(fault.make().net)
+    model.failing, FailsOnce.runs = failing, 0
+    train(fault, plugin, model=model, faulty=(2, 4))
+    assert "MemoryError: no room" in str(plugin.incidents[0].evidence["missing"])
+    assert tuple(plugin.fp32_layers) == fault.culprits  # by the next bad batch
+    assert plugin.incidents[-1].batch_idx == 4
+
+
 def test_what_has_no_cure_is_searched_ever_less():
     fault = fp32_fault("mlp: inside a layer")
     plugin = plugin_with(Fallback(auto=True, max_fraction=0))
