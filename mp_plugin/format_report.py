@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 
 from mp_plugin.all_ranks import AllRanks
-from mp_plugin.fallback.precision_map import FILE_NAME, precision_map
+from mp_plugin.fallback.precision_map import FILE_NAME, PrecisionMap, precision_map
 from mp_plugin.run_directory import run_directory
 from mp_plugin.take_census import take_census
-from mp_plugin.telemetry.census import merged, write_census
+from mp_plugin.telemetry.census import NOT_BY_ITSELF, NOT_RUN, merged, write_census
 
 if TYPE_CHECKING:
     from mp_plugin.precision import AdaptivePrecision
@@ -45,12 +45,25 @@ class FormatReport:
         formats = census.formats(start.module) if census is not None else {}
         observed = precision_map(start.module, formats, fallback.reasons, self._plugin.mode.name)
         self._plugin.precision_map = observed
+        self._tell_of_idle(observed)
         directory = run_directory(self._trainer, self._plugin.telemetry)
         if directory is None or not self._trainer.is_global_zero:
             return
         if census is not None and self._plugin.telemetry.census:
             write_census(census, directory)
+        path, given = Path(directory) / FILE_NAME, self._plugin.fallback.map
+        if given is not None and path.resolve() == Path(given).resolve():
+            return  # a user's own file, which says the same
         try:
-            observed.save(Path(directory) / FILE_NAME)
+            observed.save(path)
         except OSError as error:  # a run must not end because its map cannot be written
             log.warning("%s cannot be written to %s (%s).", FILE_NAME, directory, error)
+
+    def _tell_of_idle(self, observed: PrecisionMap) -> None:
+        islands = {name: observed.layers[name] for name in observed.islands}
+        idle = [name for name, each in islands.items() if each.format in (NOT_RUN, NOT_BY_ITSELF)]
+        if idle and self._trainer.is_global_zero:
+            message = (
+                "%s did not run in this step, so that having it in FP32 changes nothing: name what uses its weights."
+            )
+            log.warning(message, ", ".join(idle))

@@ -2,32 +2,27 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import Strategy
 from torch.nn import Module
 
 from mp_plugin.all_ranks import AllRanks
 from mp_plugin.autocast import compile_backward_without_autocast
 from mp_plugin.casting import DTYPES
+from mp_plugin.chosen_layers import ChosenLayers, check_together
 from mp_plugin.config import Fallback, Telemetry
-from mp_plugin.errors import ConfigError
-from mp_plugin.fallback.fp32_weights import kept_in_fp32, tied_layers
 from mp_plugin.fallback.islands import Islands
 from mp_plugin.fallback.layers import layers_by_name
 from mp_plugin.fallback.policy import FallbackState, after_proof, after_step, is_within
-from mp_plugin.fallback.precision_map import PrecisionMap
-from mp_plugin.fallback.rules import select_layers
 from mp_plugin.fallback.sharding import refuse_mixed_units, refuse_sharded_half
 from mp_plugin.fallback.share import refusal, share_of
 from mp_plugin.finding import is_step_finite
-from mp_plugin.fsdp import refuse_fp32_beside_half_weights
 from mp_plugin.modes import Mode
-from mp_plugin.proof import in_words, prove, share_of
+from mp_plugin.proof import in_words, prove
 from mp_plugin.proof_scale import scale_to_prove_at
 from mp_plugin.scale_sampling import ScaleSampler
 from mp_plugin.scaling.guard import Explanation, StepGuard
@@ -51,7 +46,7 @@ class LayerFallback:
     """
 
     def __init__(self, config: Fallback, mode: Mode, telemetry: Telemetry, *, proves_at_floor: bool = False) -> None:
-        _check(config, mode, telemetry)
+        check_together(config, mode, telemetry)
         self.config = config
         self.may_act = mode.is_mixed and (config.auto or proves_at_floor)
         """Whether an incident may move layers to FP32."""
@@ -64,8 +59,7 @@ class LayerFallback:
         self.names: tuple[str, ...] = ()
         """Qualified names of the layers in FP32, in the order of the model; after a run those of its end."""
         self._mode = mode
-        self._map = PrecisionMap.load(config.map) if config.map is not None else None
-        self._chosen: dict[str, str] = {}
+        self.chosen = ChosenLayers(config, mode)
         self._islands: Islands | None = None
         self._device_type = ""
         self._undo: Callable[[], None] = _do_nothing
@@ -80,36 +74,6 @@ class LayerFallback:
         self._in_vain.clear()
         self.sampler.start_afresh()
 
-    def choose(self, module: Module) -> dict[str, str]:
-        """Find the layers that rules and map name, each with the reason why.
-
-        Raises:
-            ConfigError: for a rule that matches nothing, a map of another model, or two that contradict each other.
-        """
-        ruled = select_layers(module, layers=self.config.layers, types=self.config.types)
-        mapped: dict[str, str] = {}
-        if self._map is not None:
-            fitted = self._map.check_fits(module)
-            fitted.check_agrees(ruled)
-            mapped = {name: f"map: {why}" for name, why in fitted.islands.items()}
-        chosen = {**mapped, **{name: f"rule: {rule}" for name, rule in ruled.items()}}
-        return {name: chosen[name] for name in layers_by_name(module) if name in chosen}
-
-    @contextmanager
-    def converting(self, module: Module, strategy: Strategy | None) -> Iterator[None]:
-        """Keep the weights of the chosen layers in FP32 while the block casts the model to half; ties go with them.
-
-        Raises:
-            UnsupportedError: for a strategy that cannot have weights of two formats.
-        """
-        chosen = self.choose(module)
-        chosen |= tied_layers(module, chosen)
-        self._chosen = {name: chosen[name] for name in layers_by_name(module) if name in chosen}
-        if strategy is not None:
-            refuse_fp32_beside_half_weights(strategy, self._chosen, self._mode)
-        with kept_in_fp32(module, self._chosen):
-            yield
-
     def connect(self, model: Module, module: "pl.LightningModule", device_type: str) -> Callable[[], None]:
         """Move the layers that belong there to FP32; returns what undoes it.
 
@@ -120,25 +84,29 @@ class LayerFallback:
         """
         self.names = ()
         if self._mode.weights == "fp32":
-            self._chosen = self.choose(module)
+            self.chosen.find(module)
         if self._mode.compute in ("fp32", "tf32"):
             return _do_nothing
         if self._mode.weights != "fp32":
             refuse_mixed_units(module)
-        elif self._chosen or self.may_act:
-            refuse_sharded_half(model, module, None if self.may_act else self._chosen)
-        if not self._is_of(module, self.state):
-            self.start_afresh()
+        elif self.chosen.reasons or self.may_act:
+            refuse_sharded_half(model, module, None if self.may_act else self.chosen.reasons)
         output_dtype = None if self._mode.is_mixed else DTYPES[self._mode.weights]
         self._islands = Islands(module, device_type=device_type, output_dtype=output_dtype)
         self._device_type = device_type
+        if not self._is_of(module, self.state):
+            self.start_afresh()
+        if self.config.auto and not module.automatic_optimization and module.trainer.is_global_zero:
+            log.warning("Fallback(auto=True) can prove nothing in manual optimization; Fallback(layers=[...]) works.")
         self.settle()
         return self._disconnect
 
     def _is_of(self, module: Module, state: FallbackState) -> bool:
         """Whether a state is of this model, or of another one with the same layers in FP32; warns if not."""
+        assert self._islands is not None, "only called while connected"
         known = layers_by_name(module)
-        if others := [name for name in state.demoted if name not in known]:
+        accepts = self._islands.accepts
+        if others := [name for name in state.demoted if name not in known or not accepts(name, known[name])]:
             log.warning("%s ran in FP32 by proof, in another model than this one: forgotten.", ", ".join(others))
         return not others
 
@@ -161,13 +129,13 @@ class LayerFallback:
     def reasons(self) -> dict[str, tuple[str, int]]:
         """Why each of these layers is in FP32, and since which optimizer step."""
         proved = {name: (each.why, each.since_step) for name, each in self.state.demoted.items()}
-        every = {**proved, **{name: (why, 0) for name, why in self._chosen.items()}}
+        every = {**proved, **{name: (why, 0) for name, why in self.chosen.reasons.items()}}
         return {name: every[name] for name in self.names if name in every}
 
     def settle(self) -> None:
         """Run exactly those layers in FP32 that were chosen or stay there by proof."""
         if self._islands is not None:
-            self._exchange({*self._chosen, *self.state.demoted})
+            self._exchange({*self.chosen.reasons, *self.state.demoted})
 
     def _exchange(self, names: set[str]) -> None:
         assert self._islands is not None, "only called while connected"
@@ -228,7 +196,6 @@ class LayerFallback:
         demoted = {*self.state.demoted, *found.layers}
         if not may_move(demoted):
             proof["refused"] = refusal(found.layers, share_of(start.module, demoted), self.config.max_fraction)
-            log.warning("%s cures step %d, but %s.", found.layers, guard.record.steps, proof["refused"])
             return None
         del self._in_vain[origin]
         why = f"proved: {in_words(explanation)}"
@@ -252,7 +219,6 @@ class LayerFallback:
             clean_steps = {name: each.clean_steps + 1 for name, each in self.state.demoted.items()}
             self.state, given_back = after_step(self.state, self.config)
             if given_back:
-                log.info("Step %d: %s no longer in FP32, on probation.", step, ", ".join(given_back))
                 evidence = {name: {"clean_steps": clean_steps[name]} for name in given_back}
                 self.report({"event": "given back", "step": step, "layers": list(given_back), "evidence": evidence})
         self.settle()
@@ -275,19 +241,7 @@ class LayerFallback:
             self.state = state
             self.settle()
         elif self._islands is not None:
-            self._exchange({*self._chosen, *state.demoted})
-
-
-def _check(config: Fallback, mode: Mode, telemetry: Telemetry) -> None:
-    if config.auto and telemetry.max_traced == 0:
-        raise ConfigError("Fallback.auto=True needs traced incidents; accepted: Telemetry.max_traced of at least 1.")
-    if mode.name == "tf32" and (config.names_layers or config.auto):
-        raise ConfigError(f"fallback={config} is not accepted with 'tf32', a switch of all layers; accepted: None.")
-    if config.auto and mode.weights != "fp32":
-        raise ConfigError(
-            f"Fallback.auto=True is not accepted with precision={mode.name!r}, as an optimizer cannot be given weights "
-            "of another format on the way; accepted: Fallback(layers=[...]), or auto with '16-mixed' or 'bf16-mixed'."
-        )
+            self._exchange({*self.chosen.reasons, *state.demoted})
 
 
 def _ignore(_: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             check_device(self.mode, self._device_type)
         if self.mode.weights != "fp32":
             strategy = module.trainer.strategy if isinstance(module, pl.LightningModule) else None
-            with self.layer_fallback.converting(module, strategy):
+            with self.layer_fallback.chosen.converting(module, strategy):
                 return module.to(dtype=DTYPES[self.mode.weights])
         return super().convert_module(module)
 

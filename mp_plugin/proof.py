@@ -4,13 +4,11 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor
-from torch.nn import Module
 
 from mp_plugin.all_ranks import AllRanks
 from mp_plugin.fallback.islands import Islands
 from mp_plugin.fallback.isolate import Isolation, isolate
-from mp_plugin.fallback.layers import bears_parameters, is_below, layers_by_name
-from mp_plugin.fallback.policy import Share
+from mp_plugin.fallback.layers import is_below, layers_by_name
 from mp_plugin.finding import Finding, is_step_finite, trace_step
 from mp_plugin.scaling.guard import Explanation
 from mp_plugin.step_start import StepStart
@@ -75,7 +73,8 @@ def prove(
         try:
             in_fp32 = evidence["step_finite_in_fp32"] = is_finite(in_fp32=True)
         except _RunFailed:
-            return None
+            # A module with an autocast region of its own does not run without the one around it. It may as an island.
+            in_fp32 = True
     if not in_fp32:
         return None
     layers = layers_by_name(start.module)
@@ -98,13 +97,6 @@ def prove(
 
 class _RunFailed(Exception):
     """On some rank; the evidence has the reason."""
-
-
-def share_of(module: Module, names: set[str]) -> Share:
-    """Count the parameter-bearing layers that lie in or below some layers, and those of the whole model."""
-    bearing = [name for name, layer in layers_by_name(module).items() if bears_parameters(layer)]
-    covered = [name for name in bearing if any(is_below(name, above) for above in names)]
-    return Share(layers=len(covered), total=len(bearing))
 
 
 def in_words(explanation: Explanation) -> str:

@@ -52,7 +52,10 @@ class IncidentReporter:
     def tell(self, event: dict[str, Any]) -> None:
         """Write down what happened besides incidents: a layer was given back."""
         self._locate()
-        if self._log is not None and self._trainer.is_global_zero:
+        if not self._trainer.is_global_zero:
+            return
+        log.warning("Step %d: %s %s, and watched.", event["step"], ", ".join(event["layers"]), event["event"])
+        if self._log is not None:
             self._log.append_event(event)
 
     def _print(self, incident: Incident) -> None:

@@ -33,6 +33,7 @@ FLOORS = (
         "proof_scale",
         "all_ranks",
         "layer_fallback",
+        "chosen_layers",
         "format_report",
         "take_census",
         "run_directory",

@@ -51,6 +51,8 @@ def advice(incident: Incident) -> str:
     """
     if incident.action is Action.fallback:
         return _fallback(incident)
+    if "refused" in incident.evidence.get("proof", {}):
+        return _refused(incident)
     if incident.cause is Cause.data:
         return _data(incident)
     if incident.cause is Cause.weights:
@@ -72,6 +74,12 @@ def advice(incident: Incident) -> str:
 def _fallback(incident: Incident) -> str:
     layers = ", ".join(repr(name) for name in incident.culprits)
     return f"Nothing: this was proved on the batch. Fallback(layers=[{layers}]) does it from the start of another run."
+
+
+def _refused(incident: Incident) -> str:
+    proof = incident.evidence["proof"]
+    layers = ", ".join(repr(name) for name in proof["layers"])
+    return f"{proof['refused']}. Raise it, or name what was proved: Fallback(layers=[{layers}])."
 
 
 def _data(incident: Incident) -> str:
@@ -110,7 +118,8 @@ def _forward(incident: Incident) -> str:
     tensor = incident.evidence.get("tensor")
     if tensor is not None:
         grown = "Normalise it" if tensor.startswith("batch") else "It has grown: lower the learning rate"
-        return f"Look at {tensor}, which is cast to fp16 here. {grown}, or use bf16, which has the range of fp32."
+        fallback = f"Fallback(layers=[{incident.layer!r}])" if incident.layer else "Fallback(auto=True)"
+        return f"Look at {tensor}, which is cast to fp16 here. {grown}, or use bf16, or {fallback}."
     if not incident.layer:
         return "Use bf16, which has the range of fp32, or run this line in fp32, with autocast disabled around it."
     return (

@@ -37,7 +37,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     if scale is not None:
         table.add_row("loss scale", f"{scale['now']:,.15g} (min {scale['min']:,.15g}, max {scale['max']:,.15g})")
     if summary.get("scale_window") is not None:
-        table.add_row("  that fit all layers", _window(summary["scale_window"]))
+        table.add_row("  that fit sampled gradients", _window(summary["scale_window"]))
     fp32_layers = summary.get("fp32_layers", {})
     if fp32_layers:
         table.add_row("layers in fp32", f"{len(fp32_layers):,}")

@@ -1,7 +1,6 @@
 """What the shell adds to rules, maps, policy and proof. Whole trainings: tests/integration/test_fallback_*.py."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch.utils.data import DataLoader
 from mp_plugin import AdaptivePrecision, Fallback, LossScaling, Telemetry
 from mp_plugin.errors import ConfigError
 from mp_plugin.fallback.policy import Demoted, FallbackState
-from mp_plugin.fallback.precision_map import precision_map
 from mp_plugin.layer_fallback import LayerFallback
 from mp_plugin.modes import parse_mode
 from tests.helpers.faults.fp32 import LARGE, Inner, Layer, Trained, fp32_fault, plant
@@ -43,22 +41,13 @@ def test_half_weights_cannot_become_fp32_on_the_way(precision: str) -> None:
 @pytest.mark.parametrize("config", [{"layers": ["net.0"]}, {"types": ["Linear"]}, {"auto": True}])
 def test_tf32_is_a_switch_of_all_layers(config: dict[str, Any]) -> None:
     fallback("tf32")
-    with pytest.raises(ConfigError, match="is not accepted with 'tf32', a switch of all layers; accepted: None"):
+    with pytest.raises(ConfigError, match="one switch for all of them; accepted: fallback=None or precision='fp32'"):
         fallback("tf32", **config)
 
 
 def test_what_is_not_traced_cannot_be_proved() -> None:
     with pytest.raises(ConfigError, match="Telemetry.max_traced of at least 1"):
         LayerFallback(Fallback(auto=True), parse_mode("fp16"), Telemetry(max_traced=0))
-
-
-def test_rules_and_map_are_told_apart_and_a_rule_comes_first(tmp_path: Path) -> None:
-    model, path = Regression(), tmp_path / "map.yaml"
-    islands = {"net.0": ("proved: it overflowed", 7), "net.2": ("rule: head", 0)}
-    precision_map(model, {"net.0": "fp32", "net.2": "fp32"}, islands, "16-mixed").save(path)
-    both = fallback(map=str(path), layers=["*.2"])
-    assert both.choose(model) == {"net.0": "map: proved: it overflowed", "net.2": "rule: *.2"}
-    assert list(both.choose(model)) == ["net.0", "net.2"]
 
 
 class Connected:
