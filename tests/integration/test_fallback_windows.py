@@ -33,7 +33,7 @@ class Eventful(pl.LightningModule):
         )
         plant(self.net[3], Inner)  # type: ignore[arg-type]
         self.faulty, self.faulty_rank = faulty, rank
-        self.batches, self.mean = SumMetric(), MeanMetric()
+        self.batches, self.mean = SumMetric(), MeanMetric(nan_strategy="ignore")
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         inputs, targets = batch
@@ -43,12 +43,13 @@ class Eventful(pl.LightningModule):
         planted.gain = torch.tensor(LARGE if is_faulty else 1.0)
         outputs = self.net(inputs)
         self.batches.update(1.0)
-        self.mean.update(inputs.mean())
+        loss = nn.functional.mse_loss(outputs.float(), targets)
+        self.mean.update(loss.detach())
         self.log("batches", self.batches, on_step=False, on_epoch=True)
         self.log("mean", self.mean, on_step=False, on_epoch=True)
-        self.log("inputs", inputs.mean(), on_step=True, on_epoch=True)
+        self.log("loss", loss, on_step=True, on_epoch=True)
         self.log("count", 1.0, reduce_fx="sum", on_step=False, on_epoch=True)
-        return nn.functional.mse_loss(outputs.float(), targets)
+        return loss
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
@@ -121,7 +122,7 @@ def compare(*faulty: int, first: int, last: int | None = None, patience: int = 1
     assert_bitwise_equal(weights(model), weights(truth))
     assert_bitwise_equal(list(model.buffers()), list(truth.buffers()))
     assert hooks.calls == truth_hooks.calls
-    for name in ("batches", "mean", "inputs_step", "inputs_epoch", "count"):
+    for name in ("batches", "mean", "loss_step", "loss_epoch", "count"):
         assert trainer.callback_metrics[name] == truth_trainer.callback_metrics[name], name
     assert plugin.effective_step == oracle.effective_step
     assert (plugin.skipped_steps, plugin.loss_scale) == (0, oracle.loss_scale)
