@@ -10,6 +10,7 @@ from torch import nn
 from mp_plugin.config import LossScaling
 from mp_plugin.scale_sampling import ScaleSampler
 from mp_plugin.scaling.scaler import LossScaler
+from tests.helpers.training import quiet_trainer
 
 
 class Model(pl.LightningModule):
@@ -30,6 +31,25 @@ def scaler(**options: Any) -> LossScaler:
     return LossScaler(LossScaling(**{"init_scale": 2.0**10, "min_scale": 2.0**-10, "max_scale": 2.0**30, **options}))
 
 
+def sample(
+    tried: ScaleSampler, module: Model, *, step: int = 0, fp32_layers: tuple[str, ...] = (), **scaling: Any
+) -> None:
+    """Sample gradients that an optimizer has unscaled, those of a second one still being scaled."""
+    module.trainer = quiet_trainer()
+    first, second = (
+        torch.optim.SGD([each for name, each in module.named_parameters() if name.startswith("frozen") is is_second])
+        for is_second in (False, True)
+    )
+    module.trainer.strategy.optimizers = [first, second]
+    scales = scaler(**scaling)
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad *= scales.get_scale()
+    module.frozen.weight.grad = torch.full((2, 2), 2.0**100)
+    scales.verdict(first)
+    tried.sample(module, scales, step=step, fp32_layers=fp32_layers)
+
+
 def sampler(**options: Any) -> ScaleSampler:
     return ScaleSampler(**{"every_n_steps": 10, "underflow_tolerance": 0.05, **options})
 
@@ -45,7 +65,7 @@ def test_each_layer_has_its_bounds_and_all_have_a_common_window() -> None:
     module = Model().give(first_weight=2.0**-3, first_bias=2.0**-3, tower_0_weight=2.0**-30, own=5.0)
     tried = sampler()
     assert tried.window is None
-    tried.sample(module, scaler(), step=0, fp32_layers=())
+    sample(tried, module)
     window = tried.window
     assert window is not None
     expected = {"": bounds(5, 5), "first": bounds(2.0**-3, 2.0**-3), "tower.0": bounds(2.0**-30, 2.0**-30)}
@@ -58,12 +78,12 @@ def test_each_layer_has_its_bounds_and_all_have_a_common_window() -> None:
 def test_layers_in_fp32_need_no_scale(fp32_layers: tuple[str, ...]) -> None:
     module = Model().give(first_weight=1.0, tower_0_weight=2.0**-60)
     tried = sampler()
-    tried.sample(module, scaler(), step=0, fp32_layers=())
+    sample(tried, module)
     assert tried.window is not None
     assert set(tried.window.emptied_by) < {"first", "tower.0"}
     assert tried.window.is_empty
     other = sampler()
-    other.sample(module, scaler(), step=0, fp32_layers=fp32_layers)
+    sample(other, module.give(first_weight=1.0, tower_0_weight=2.0**-60), fp32_layers=fp32_layers)
     assert other.window is not None
     assert not other.window.is_empty
     assert list(other.window.by_layer) == ["first"]
@@ -74,7 +94,7 @@ def test_a_sample_is_taken_every_so_many_steps() -> None:
     seen = {}
     for step in (0, 1, 9, 10, 11, 25, 30, 35):
         module.give(first_weight=2.0 ** -(step % 32))
-        tried.sample(module, scaler(), step=step, fp32_layers=())
+        sample(tried, module, step=step)
         assert tried.window is not None
         seen[step] = tried.window.highest
     # As of steps 0, 10, 25 and 35: a sample that was missed is taken as soon as there is a step, and counts from there.
@@ -86,9 +106,9 @@ def test_a_sample_is_taken_every_so_many_steps() -> None:
 
 
 def test_a_sample_is_taken_at_once_when_other_layers_are_in_fp32() -> None:
-    tried, module = sampler(every_n_steps=100), Model().give(first_weight=1.0, tower_0_weight=2.0**-60)
+    tried, module = sampler(every_n_steps=100), Model()
     for step, fp32_layers in enumerate([(), ("tower",), ("tower",), ()]):
-        tried.sample(module, scaler(), step=step, fp32_layers=fp32_layers)
+        sample(tried, module.give(first_weight=1.0, tower_0_weight=2.0**-60), step=step, fp32_layers=fp32_layers)
         assert tried.window is not None
         assert tried.window.is_empty is not bool(fp32_layers)
 
@@ -96,7 +116,7 @@ def test_a_sample_is_taken_at_once_when_other_layers_are_in_fp32() -> None:
 def test_without_samples_or_without_a_scale_there_is_no_window() -> None:
     module = Model().give(first_weight=1.0)
     never, unscaled = sampler(every_n_steps=0), sampler()
-    never.sample(module, scaler(), step=0, fp32_layers=())
+    sample(never, module)
     unscaled.sample(module, None, step=0, fp32_layers=())
     assert never.window is None
     assert unscaled.window is None
@@ -104,15 +124,15 @@ def test_without_samples_or_without_a_scale_there_is_no_window() -> None:
 
 def test_the_window_keeps_the_limits_of_the_scale() -> None:
     tried = sampler()
-    tried.sample(Model().give(first_weight=1.0), scaler(min_scale=2.0, max_scale=2.0**12), step=0, fp32_layers=())
+    sample(tried, Model().give(first_weight=1.0), min_scale=2.0, max_scale=2.0**12)
     assert tried.window is not None
     assert (tried.window.lowest, tried.window.highest) == (2.0, 2.0**12)
 
 
 def test_another_fit_starts_without_samples() -> None:
     tried = sampler()
-    tried.sample(Model().give(first_weight=1.0), scaler(), step=5, fp32_layers=())
+    sample(tried, Model().give(first_weight=1.0), step=5)
     tried.start_afresh()
     assert tried.window is None
-    tried.sample(Model().give(first_weight=1.0), scaler(), step=0, fp32_layers=())
+    sample(tried, Model().give(first_weight=1.0))
     assert tried.window is not None
