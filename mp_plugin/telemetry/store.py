@@ -69,7 +69,8 @@ class IncidentLog:
 def read_incidents(path: str | os.PathLike[str]) -> list[Incident]:
     """Read what `IncidentLog` wrote, oldest first.
 
-    A line that a killed process left unfinished is left out, with a warning in the log.
+    Events that are no incidents are left out; so is a line that a killed process left unfinished, with a warning in
+    the log.
 
     Raises:
         TelemetryError: for a line of another version, or one without a field that every incident has.
@@ -81,6 +82,8 @@ def read_incidents(path: str | os.PathLike[str]) -> list[Incident]:
             values = json.loads(line)
         except ValueError:
             log.warning("%s is not complete and is left out; the process that wrote it was killed.", place)
+            continue
+        if isinstance(values, dict) and "event" in values:
             continue
         version = values.get("version") if isinstance(values, dict) else None
         if version != LINE_VERSION:

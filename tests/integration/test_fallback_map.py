@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from mp_plugin import AdaptivePrecision, Fallback, LossScaling, Telemetry
 from mp_plugin.errors import ConfigError
 from mp_plugin.fallback.precision_map import FILE_NAME, NOT_OBSERVED, PrecisionMap
+from mp_plugin.telemetry.store import read_incidents
 from tests.helpers.faults.fp32 import FP32Fault, Trained, fp32_fault
 from tests.helpers.training import Regression, assert_bitwise_equal, fit, quiet_trainer, regression_data, weights
 
@@ -311,3 +312,42 @@ def test_without_a_request_there_is_a_census_but_no_file(tmp_path: Path) -> None
     fit(plugin, data=regression_data(), default_root_dir=tmp_path)
     assert plugin.census is not None
     assert [each.name for each in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_layer_that_never_runs_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Lends(Regression):
+        """Its last layer is never called, another one uses its weights."""
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            inputs, targets = batch
+            outputs = nn.functional.linear(self.net[:2](inputs), self.net[2].weight, self.net[2].bias)
+            return nn.functional.mse_loss(outputs.float(), targets)
+
+    fit(plugin_with(layers=["net.2"]), Lends(), default_root_dir=str(tmp_path))
+    told = [each.getMessage() for each in caplog.records if "did not run" in each.getMessage()]
+    assert [each.partition(" did")[0] for each in told] == ["net.2"]
+
+
+def test_the_map_that_was_given_is_not_overwritten(tmp_path: Path) -> None:
+    fit(plugin_with(layers=["net.2"]), default_root_dir=str(tmp_path))
+    given = tmp_path / FILE_NAME
+    given.write_text(given.read_text() + "# a note of the user's\n")
+    before = given.read_text()
+    plugin = plugin_with(map=str(given))
+    fit(plugin, default_root_dir=str(tmp_path))
+    assert plugin.fp32_layers == ["net.2"]
+    assert given.read_text() == before
+
+
+def test_a_layer_that_is_given_back_is_told_and_written_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(
+        plugin_with(auto=True, probation_steps=2, max_fraction=1.0),
+        FAULT.make(0),
+        data(0),
+        default_root_dir=str(tmp_path),
+    )
+    assert f"Step 2: {CULPRIT} given back, and watched." in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "telemetry" / "incidents.jsonl").read_text().splitlines()]
+    (event,) = [line for line in lines if "event" in line]
+    assert (event["event"], event["layers"], event["step"]) == ("given back", [CULPRIT], 2)
+    assert len(read_incidents(tmp_path / "telemetry" / "incidents.jsonl")) == 1

@@ -82,6 +82,10 @@ OVERFLOW = "overflow: 131,072 is beyond the largest fp16 number, 65,504"
         (backward(OVERFLOW, action=Action.retry, cured=True), SCALE_LOWERED),
         (backward(OVERFLOW, action=Action.retry), "A lower LossScaling.init_scale is there sooner."),
         (backward(OVERFLOW, action=Action.backoff), SCALE_LOWERED),
+        (
+            forward(OVERFLOW, evidence={"proof": {"layers": ["a"], "refused": "a in FP32 would make 2 of 5 layers"}}),
+            "a in FP32 would make 2 of 5 layers. Raise it, or name what was proved: Fallback(layers=['a']).",
+        ),
         (forward(OVERFLOW, action=Action.fallback, culprits=("a", "b")), "Fallback(layers=['a', 'b']) does it from"),
         (backward(OVERFLOW), "Let the loss scale go lower"),
         (backward(OVERFLOW, loss_scale=1.0), "Look at what multiplies the gradient"),
