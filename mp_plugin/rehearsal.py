@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mp_plugin.batch import BatchStart
 from mp_plugin.copy_on_write import CopyOnWrite
+from mp_plugin.fully_sharded import reset, reshard
 from mp_plugin.instance import replace_attribute
 from mp_plugin.module_state import unchanged
 from mp_plugin.random_state import capture_random_state
@@ -28,6 +29,8 @@ def rehearsal(start: StepStart) -> Iterator[None]:
     Loggers get nothing, compiled code runs eagerly, and no hook of Lightning is called.
     """
     module = start.module
+    # A gradient belongs to the part of a weight that this rank holds, and so does what is written to it.
+    reshard(module)
     with ExitStack() as undo:
         undo.callback(capture_random_state(module.device).restore)
         undo.enter_context(unchanged(module))
@@ -38,6 +41,8 @@ def rehearsal(start: StepStart) -> Iterator[None]:
         undo.enter_context(torch.compiler.set_stance("force_eager"))
         undo.enter_context(torch.enable_grad())
         undo.enter_context(CopyOnWrite())
+        # Before copies are put back: the gathered weights of a forward pass without its backward would be among them.
+        undo.callback(reset, module)
         start.rewind()
         yield
 

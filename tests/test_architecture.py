@@ -15,7 +15,7 @@ MAX_LINES = 300
 FLOORS = (
     {"_version", "errors", "checks", "formats", "config", "modes", "instance"}
     | {"devices", "autocast", "buffers", "casting", "optimizers", "parameter_names", "random_state", "batch"}
-    | {"object_state", "whole_file"},
+    | {"object_state", "whole_file", "fully_sharded"},
     {"numerics"},
     {"scaling", "fallback", "telemetry", "copy_on_write"},
     {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks", "alerts"}

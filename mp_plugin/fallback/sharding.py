@@ -9,6 +9,7 @@ from torch.nn import Module
 from mp_plugin.errors import UnsupportedError
 from mp_plugin.fallback.island_class import HALF
 from mp_plugin.fallback.layers import layers_by_name, names_of
+from mp_plugin.fully_sharded import units
 
 
 def refuse_sharded_half(wrapped: Module, root: Module, names: Iterable[str] | None = None) -> None:
@@ -79,14 +80,9 @@ def _gathered_in_half(wrapped: Module) -> dict[Module, torch.dtype]:
 
 def _groups(wrapped: Module) -> Iterator[Any]:
     """Yield the groups of parameters that FSDP2 gathers together; older versions of torch have one for each unit."""
-    if not torch.distributed.is_available():
-        return
-    from torch.distributed.fsdp import FSDPModule
-
-    for unit in wrapped.modules():
-        if isinstance(unit, FSDPModule):
-            state: Any = unit._get_fsdp_state()
-            if hasattr(state, "_fsdp_param_groups"):
-                yield from state._fsdp_param_groups
-            elif state._fsdp_param_group is not None:
-                yield state._fsdp_param_group
+    for unit in units(wrapped):
+        state = unit._get_fsdp_state()
+        if hasattr(state, "_fsdp_param_groups"):
+            yield from state._fsdp_param_groups
+        elif state._fsdp_param_group is not None:
+            yield state._fsdp_param_group
