@@ -228,7 +228,7 @@ def _of_step(module: "pl.LightningModule", trace: Trace, place: int, batch: Micr
         exact = diagnosis.exact_amax
         if step.operator in CASTS and step.call.args:
             # Which tensor is cast, a line of code that calls a layer does not tell.
-            _, name = _owner(module, batch, storage_of(step.call.args[0]))
+            name = step.call.name or _owner(module, batch, storage_of(step.call.args[0]))[1]
             origin["reason"] += f", in {name}" if name else ""
     return Finding(batch_idx=batch.batch_idx, origin=origin, name=name, exact_amax=exact, ran_at=step.ran_at)
 

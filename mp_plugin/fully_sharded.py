@@ -1,10 +1,12 @@
-"""Bring the units of FSDP2 to where they are between two steps."""
+"""What FSDP2 does with the weights of its units in a step, and how to undo that."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.nn import Module
+from torch.nn import Module, Parameter
+
+from mp_plugin.parameter_names import plain_name
 
 
 def reshard(module: Module) -> None:
@@ -24,6 +26,13 @@ def reset(module: Module) -> None:
         if unit._get_fsdp_state()._is_root and hasattr(unit, "reset_iter_state"):
             unit.reset_iter_state()
     reshard(module)
+
+
+def lent_parameters(module: Module) -> Iterator[tuple[str, Parameter]]:
+    """Yield the parameters of all units of FSDP2 with their names; the memory of gathered ones is soon given back."""
+    of_units = {id(parameter) for unit in units(module) for parameter in unit.parameters()}
+    if of_units:
+        yield from ((plain_name(name), each) for name, each in module.named_parameters() if id(each) in of_units)
 
 
 def units(module: Module) -> Iterator[Any]:

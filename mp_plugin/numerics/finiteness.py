@@ -148,7 +148,7 @@ def readable_values(tensor: Tensor) -> Tensor | None:
     tensor = local_part(tensor)
     if tensor.is_meta or tensor.is_nested:
         return None
-    return _values(tensor) if tensor.layout is not torch.strided or _is_allocated(tensor) else None
+    return _values(tensor) if is_allocated(tensor) else None
 
 
 def _values(tensor: Tensor) -> Tensor:
@@ -159,6 +159,26 @@ def _values(tensor: Tensor) -> Tensor:
     return values if values.dtype in _COMPUTABLE else values.float()
 
 
-def _is_allocated(tensor: Tensor) -> bool:
-    # Sharding frees the memory of a parameter and keeps the tensor: reading it would end the process.
-    return tensor.numel() == 0 or tensor.untyped_storage().nbytes() > 0
+def is_allocated(tensor: Tensor) -> bool:
+    """Whether all of a tensor's numbers lie within its memory: else reading them would end the process. No sync.
+
+    Sharding gives back the memory of a parameter and keeps the tensor.
+
+    Args:
+        tensor: of any kind; one that is not strided has no memory of its own, and passes.
+
+    Example:
+        >>> freed = torch.ones(2)
+        >>> _ = freed.untyped_storage().resize_(0)
+        >>> is_allocated(freed)
+        False
+    """
+    tensor = local_part(tensor)
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.numel() == 0:
+        return True
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    try:
+        nbytes = tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):  # subclasses that only look like a tensor
+        return True
+    return bool((tensor.storage_offset() + last + 1) * tensor.itemsize <= nbytes)

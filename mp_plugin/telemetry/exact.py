@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from mp_plugin.numerics.finiteness import is_allocated
 from mp_plugin.random_state import capture_random_state
 from mp_plugin.telemetry.operators import tensors_in
 
@@ -25,8 +26,8 @@ def run_exactly(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     """Return what an operator gives on float64 copies of its inputs; None if it cannot be run so.
 
     Not run are operators that draw random numbers, collectives, custom operators, operators on tensor subclasses (a
-    DTensor's would communicate) and what has more than `MAX_ELEMENTS`. The inputs and the random streams stay as they
-    are.
+    DTensor's would communicate), on memory that was given back since, and what has more than `MAX_ELEMENTS`. The inputs
+    and the random streams stay as they are.
 
     Args:
         operator: an `OpOverload`.
@@ -47,6 +48,7 @@ def run_exactly(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         operator.namespace not in _NAMESPACES
         or _draws(operator, args, kwargs)
         or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        or not all(map(is_allocated, tensors))
         or sum(tensor.numel() for tensor in tensors) > MAX_ELEMENTS
     ):
         return None

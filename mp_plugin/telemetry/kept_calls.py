@@ -1,14 +1,14 @@
 """Keep what operators were given and returned, to look at it again when it is known which of them matters."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mp_plugin.telemetry.operators import floating_tensors
+from mp_plugin.numerics.finiteness import is_allocated
+from mp_plugin.telemetry.operators import floating_tensors, tensors_in
 from mp_plugin.telemetry.writers import storage_of
 
 LARGEST_NUMBER = 64
@@ -16,6 +16,10 @@ LARGEST_NUMBER = 64
 
 SAME_KEY = 4
 """Calls with the same key that are kept at most: what is harmless in each layer must not take all places."""
+
+
+LARGEST_COPIES = 2**30
+"""Bytes of lent memory that are copied at most."""
 
 
 @dataclass(slots=True)
@@ -26,12 +30,21 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    name: str | None = None
+    """Of the lent tensor that was its first argument."""
 
 
 class KeptCalls:
-    """Hold on to calls, as they were: what somebody is about to write to is copied."""
+    """Hold on to calls, as they were: what somebody is about to write to is copied.
 
-    def __init__(self) -> None:
+    Args:
+        lent: tensors with their names whose memory is taken back without a word, as sharding does with the weights that
+            it has gathered: they are copied at once.
+    """
+
+    def __init__(self, lent: Callable[[], Iterable[tuple[str, Tensor]]] = tuple) -> None:
+        self._lent = lent
+        self._copied_bytes = 0
         self._keys: Counter[Any] = Counter()
         self._by_memory: dict[int, list[Call]] = {}
 
@@ -39,8 +52,19 @@ class KeptCalls:
         """Keep a call; None if enough of them are kept."""
         if self._keys[key] >= SAME_KEY or self._keys.total() >= LARGEST_NUMBER:
             return None
+        given = (tuple(args), dict(kwargs), output)
+        lent = {storage_of(tensor): name for name, tensor in self._lent()}
+        copied = [tensor for tensor in tensors_in(given) if lent and storage_of(tensor) in lent]
+        self._copied_bytes += sum(tensor.numel() * tensor.itemsize for tensor in copied)
+        if copied and self._copied_bytes > LARGEST_COPIES:
+            return None
         self._keys[key] += 1
-        call = Call(operator, *mapped(Tensor.detach, (tuple(args), dict(kwargs), output)))
+        places = {id(tensor) for tensor in copied}
+        call = Call(
+            operator, *mapped(lambda each: each.detach().clone() if id(each) in places else each.detach(), given)
+        )
+        if copied and given[0] and given[0][0] is copied[0]:
+            call.name = lent[storage_of(copied[0])]
         for tensor in floating_tensors((call.args, call.kwargs, call.output)):
             self._by_memory.setdefault(storage_of(tensor), []).append(call)
         return call
@@ -48,13 +72,18 @@ class KeptCalls:
     def before_write(self, tensor: Tensor) -> None:
         """Call before a tensor is written to."""
         for call in self._by_memory.pop(storage_of(tensor), ()):
-            call.args, call.kwargs, call.output = mapped(torch.clone, (call.args, call.kwargs, call.output))
+            call.args, call.kwargs, call.output = mapped(_copy, (call.args, call.kwargs, call.output))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone() if is_allocated(tensor) else tensor
 
 
 def mapped(function: Any, value: Any) -> Any:
     """Apply a function to each tensor in tuples, lists and dicts.
 
     Example:
+        >>> import torch
         >>> mapped(torch.neg, [torch.ones(1), (2, {"x": torch.zeros(1)})])
         [tensor([-1.]), (2, {'x': tensor([-0.])})]
     """

@@ -1,7 +1,7 @@
 """Which layer is running: the names of the modules whose forward pass has begun and not ended."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from mp_plugin.fully_sharded import lent_parameters
 from mp_plugin.parameter_names import plain_name
 
 
@@ -63,6 +64,10 @@ class LayerStack:
         """Return the qualified name of the module that a parameter belongs to; empty if it is nobody's."""
         names = (name for name, parameter in self._root.named_parameters() if parameter is tensor)
         return plain_name(next(names, "").rpartition(".")[0])
+
+    def lent_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the parameters whose memory is given back before the step is over, with their names."""
+        return lent_parameters(self._root)
 
     def __enter__(self) -> "LayerStack":
         self._running = [_Running(0, "")]

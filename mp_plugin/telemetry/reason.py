@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.finiteness import is_finite, readable_values
+from mp_plugin.numerics.finiteness import is_allocated, is_finite, readable_values
 from mp_plugin.telemetry.exact import arguments, run_exactly
 from mp_plugin.telemetry.operators import floating_tensors, non_finite_constant, tensors_in
 from mp_plugin.telemetry.reason_rules import is_finite_number, readable, reason_by_rule
@@ -103,6 +103,8 @@ def _largest(dtype: torch.dtype) -> str:
 
 def _specific(name: str, named: Mapping[str, Any]) -> str | None:
     """Explain it by what this very operator cannot do."""
+    if not all(map(is_allocated, tensors_in(dict(named)))):
+        return None
     if name in UNWRITTEN.split():
         return "memory that nothing was written to yet"
     constant = non_finite_constant(named)

@@ -77,7 +77,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own,
         self._direction = Direction.forward
         self._spots = Spots(layers)
         self._writers = Writers()
-        self._kept = KeptCalls()
+        self._kept = KeptCalls(layers.lent_parameters)
 
     @contextmanager
     def backward(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.finiteness import Kind, is_finite, kinds_in, non_finite_counts, non_finite_samples
+from mp_plugin.numerics.finiteness import Kind, is_allocated, is_finite, kinds_in, non_finite_counts, non_finite_samples
 
 INF, NAN = math.inf, math.nan
 REAL = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -91,6 +91,21 @@ def test_memory_that_was_given_back_is_not_read() -> None:
     assert is_finite(freed) is None
     assert non_finite_counts(freed) == (0, 0, 0)
     assert non_finite_samples(freed) == []
+
+
+def test_what_reaches_beyond_its_memory_is_not_read() -> None:
+    numbers = torch.full((4, 4), NAN)
+    shown = {"whole": numbers, "start": numbers[0], "end": numbers[3:, 1:], "turned": numbers.T[:2]}
+    numbers.untyped_storage().resize_(7 * 4)
+    assert [name for name, tensor in shown.items() if is_allocated(tensor)] == ["start"]
+    assert {name: is_finite(tensor) for name, tensor in shown.items()} == {
+        "whole": None,
+        "start": False,
+        "end": None,
+        "turned": None,
+    }
+    for tensor in (numbers[:0], torch.ones(3).expand(2, 3), torch.ones(2).to_sparse(), torch.ones(2, device="meta")):
+        assert is_allocated(tensor)
 
 
 def test_a_local_part_counts() -> None:

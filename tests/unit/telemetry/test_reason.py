@@ -385,6 +385,16 @@ def test_a_softmax_that_also_casts_is_run_without_the_cast() -> None:
     assert (found.dtype, found.tolist()) == (torch.float64, [0.5, 0.5])
 
 
+@pytest.mark.parametrize("operator", [torch.ops.aten.mul.Tensor, torch.ops.aten.pow.Tensor_Tensor])
+def test_memory_that_was_given_back_is_not_read(operator: Any) -> None:
+    there, freed, output = torch.ones(2), torch.ones(2), torch.full((2,), INF)
+    freed.untyped_storage().resize_(0)
+    found = diagnose(operator, (there, freed), {}, output)
+    assert (found.exact_amax, found.amax_in, found.amax_out, found.dtype) == (None, None, INF, "fp32")
+    reason = diagnose(operator, (there, there), {}, freed).reason
+    assert reason == "unknown: the result cannot be read"
+
+
 def test_a_subclass_is_not_run_again() -> None:
     class Distributed(Tensor):
         """One whose operators may talk to other ranks."""
