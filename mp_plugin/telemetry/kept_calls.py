@@ -49,15 +49,16 @@ class KeptCalls:
         self._by_memory: dict[int, list[Call]] = {}
 
     def keep(self, key: Any, operator: Any, args: Iterable[Any], kwargs: Mapping[str, Any], output: Any) -> Call | None:
-        """Keep a call; None if enough of them are kept."""
+        """Keep a call; None if enough of them are kept, or too much would have to be copied."""
         if self._keys[key] >= SAME_KEY or self._keys.total() >= LARGEST_NUMBER:
             return None
         given = (tuple(args), dict(kwargs), output)
         lent = {storage_of(tensor): name for name, tensor in self._lent()}
         copied = [tensor for tensor in tensors_in(given) if lent and storage_of(tensor) in lent]
-        self._copied_bytes += sum(tensor.numel() * tensor.itemsize for tensor in copied)
-        if copied and self._copied_bytes > LARGEST_COPIES:
+        nbytes = sum(tensor.numel() * tensor.itemsize for tensor in copied)
+        if copied and self._copied_bytes + nbytes > LARGEST_COPIES:
             return None
+        self._copied_bytes += nbytes
         self._keys[key] += 1
         places = {id(tensor) for tensor in copied}
         call = Call(

@@ -28,8 +28,9 @@ def test_lent_memory_is_copied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, x = torch.ones(2), torch.ones(2)
     kept = KeptCalls(lambda: [("net.weight", weight)])
     calls = [kept.keep(place, torch.mul, args, {}, None) for place, args in enumerate([(weight[:1], x), (x, weight)])]
-    monkeypatch.setattr(kept_calls, "LARGEST_COPIES", 12)  # 4 + 8 bytes, which are there by now
+    monkeypatch.setattr(kept_calls, "LARGEST_COPIES", 16)  # 4 + 8 bytes are there by now
     assert kept.keep("too much", torch.mul, (weight, x), {}, None) is None
+    assert kept.keep("little", torch.mul, (weight[:1], x), {}, None) is not None
     assert kept.keep("not lent", torch.mul, (x, x), {}, None) is not None
     weight.zero_()
     weight.untyped_storage().resize_(0)
