@@ -10,11 +10,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecision, fully_shard
 
 from mp_plugin import AdaptivePrecision, Fallback, LossScaling
+from mp_plugin.rehearsal import forward, rehearsal
 from tests.helpers.ranks import run_on_ranks
-from tests.helpers.sharding import whole_state
+from tests.helpers.sharding import FSDPOnCPU, whole_state
 from tests.helpers.training import Regression, quiet_trainer, regression_data
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -55,6 +56,27 @@ class WithoutAWhole(Deep):
         fully_shard(self.net[8])
 
 
+class Rehearses(Regression):
+    """Runs each step once more, while the weights that the module holds are not those that have gradients."""
+
+    rehearsed = 0
+
+    def configure_model(self) -> None:
+        fully_shard(self.net)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        start = self.trainer.precision_plugin.start  # type: ignore[union-attr]
+        gradients = [parameter.grad for parameter in self.parameters()]
+        expected = [gradient.full_tensor() for gradient in gradients]  # type: ignore[union-attr]
+        self.net.unshard()
+        with rehearsal(start):
+            self.backward(forward(self, start.window[0]))  # type: ignore[arg-type]
+            again = [parameter.grad.full_tensor() for parameter in self.parameters()]  # type: ignore[union-attr]
+            torch.testing.assert_close(again, expected)
+        assert all(one.grad is other for one, other in zip(self.parameters(), gradients, strict=True))
+        self.rehearsed += 1
+
+
 SHARDED = {"in one unit": InOneUnit, "by layer": ByLayer, "without a whole": WithoutAWhole}
 CASES = {"ddp": Deep, **SHARDED}
 FALLBACKS = {"auto": Fallback(auto=True), "none": None}
@@ -79,7 +101,25 @@ def train_all(out: Path) -> None:
                 "weights": whole_state(trainer.strategy.model, is_fsdp1=False),
             }
             torch.save(found, out / f"{case}-{name}-{rank}.pt")
+    module = Rehearses()
+    trainer = quiet_trainer(
+        plugins=[AdaptivePrecision("bf16")], strategy=ModelParallelStrategy(world_size, 1), devices=world_size
+    )
+    trainer.fit(module, regression_data(batches=4))
+    assert module.rehearsed == 4 // world_size
+    if world_size == 2:
+        gathers_with_fsdp1()
     dist.destroy_process_group()
+
+
+def gathers_with_fsdp1() -> None:
+    """It gives back the memory of gathered weights too, of which no copy is kept."""
+    plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=16, at_min_scale="skip"))
+    strategy = FSDPOnCPU(mixed_precision=MixedPrecision(), auto_wrap_policy={nn.Linear})
+    trainer = quiet_trainer(plugins=[plugin], strategy=strategy, devices=2, limit_train_batches=1)
+    trainer.fit(Deep(), regression_data(batches=4))
+    (incident,) = plugin.incidents
+    assert (incident.operator, incident.layer) == ("aten._to_copy.default", LARGE)
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
