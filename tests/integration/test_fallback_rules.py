@@ -170,7 +170,7 @@ def test_in_fp32_a_rule_makes_no_difference(rules: dict[str, Any]) -> None:
 
 
 def test_tf32_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not accepted with 'tf32', a switch of all layers; accepted: None"):
+    with pytest.raises(ConfigError, match="'tf32', which is one switch for all of them; accepted: fallback=None"):
         train("tf32", Net(tied=True), layers=["net.head"])
 
 

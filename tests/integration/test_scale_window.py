@@ -125,7 +125,7 @@ def test_the_window_is_sampled_and_shown() -> None:
 def test_the_summary_at_the_end_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     plugin, *_ = train(WIDE, init_scale=2.0**10)
     window = plugin.scale_window
-    (line,) = [each for each in capsys.readouterr().out.splitlines() if "that fit all layers" in each]
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "that fit sampled gradients" in each]
     assert f"{window.lowest:,.15g} to {window.highest:,.15g}" in line
 
 
