@@ -149,7 +149,7 @@ class Explainer:
         )
         cause = decide_cause(known)
         evidence |= {"forward_finite": cause in (Cause.loss, Cause.backward), "exact_amax": finding.exact_amax}
-        evidence |= {"ran_at": finding.ran_at, "tensor": finding.name}
+        evidence |= {"ran_at": finding.ran_at, "tensor": finding.name, "swallowed": finding.swallowed}
         if finding.failure is not None:
             evidence["missing"] = [*evidence.get("missing", []), f"some operators, by {finding.failure}"]
         if finding.there_before == "weights":

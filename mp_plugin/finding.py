@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.finiteness import is_finite
+from mp_plugin.numerics.finiteness import Kind, is_finite
 from mp_plugin.numerics.grad_stats import all_finite
 from mp_plugin.parameter_names import plain_name
 from mp_plugin.rehearsal import forward, rehearsal
@@ -52,6 +52,8 @@ class Finding:
     """Line of user code inside the backward pass."""
     is_vague: bool = False
     """Whether the numbers came from memory that nobody was seen to write: on another rank there may be a better one."""
+    swallowed: dict[str, str | None] | None = None
+    """Of a backward origin: operator, layer and line of the first Inf in the forward pass that no loss shows."""
     failure: str | None = None
     """Why some operators could not be looked at, so that an earlier one may be to blame."""
 
@@ -167,7 +169,18 @@ def _find(
         found = _describe(module, trace, batch, [scaled])
         layer, location = trace.made_at(loss)
         return None if found is None else replace(_replaced(found, layer=layer, location=location), in_scaling=True)
-    return _describe(module, trace, batch, [each.grad for each in module.parameters() if each.grad is not None])
+    gradients = [each.grad for each in module.parameters() if each.grad is not None]
+    found = _describe(module, trace, batch, gradients)
+    return None if found is None else replace(found, swallowed=_swallowed(trace))
+
+
+def _swallowed(trace: Trace) -> dict[str, str | None] | None:
+    """Return where the forward pass made an Inf of finite numbers that became finite again, as 1/inf is."""
+    for step in trace.steps:
+        is_own = step.is_maker and not step.sources and not step.is_given
+        if step.direction is Direction.forward and is_own and Kind.inf in step.made:
+            return {"operator": step.operator, "layer": step.layer, "location": step.location}
+    return None
 
 
 def _describe(

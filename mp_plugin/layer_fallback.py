@@ -16,19 +16,21 @@ from mp_plugin.casting import DTYPES
 from mp_plugin.chosen_layers import ChosenLayers, check_together
 from mp_plugin.config import Fallback, Telemetry
 from mp_plugin.fallback.islands import Islands
+from mp_plugin.fallback.isolate import Isolation
 from mp_plugin.fallback.layers import layers_by_name
 from mp_plugin.fallback.policy import FallbackState, after_proof, after_step, is_within
 from mp_plugin.fallback.sharding import refuse_mixed_units, refuse_sharded_half
 from mp_plugin.fallback.share import refusal, share_of
 from mp_plugin.finding import is_step_finite
 from mp_plugin.modes import Mode
-from mp_plugin.proof import in_words, prove
+from mp_plugin.proof import in_words, prove, prove_swallowed
 from mp_plugin.proof_scale import scale_to_prove_at
 from mp_plugin.scale_sampling import ScaleSampler
 from mp_plugin.scaling.guard import Explanation, StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.window import ScaleWindow
 from mp_plugin.step_start import StepStart
+from mp_plugin.telemetry.events import Cause
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +167,29 @@ class LayerFallback:
         islands = self._islands
         if islands is None or start is None:
             return None
+        found = None
+        if self.config.auto and explanation["cause"] is Cause.backward:
+            found = prove_swallowed(start, explanation, islands, guard.loss_scale, all_ranks)
+        if found is None:
+            found = self._search(start, islands, explanation, guard, all_ranks)
+        if found is None or not found.layers:
+            return None
+        proof = explanation["evidence"]["proof"]
+        demoted = {*self.state.demoted, *found.layers}
+        if not self._may_move(start.module, demoted):
+            proof["refused"] = refusal(found.layers, share_of(start.module, demoted), self.config.max_fraction)
+            return None
+        self._in_vain.pop(_origin(explanation), None)
+        why = f"proved: {in_words(explanation)}"
+        self.state, stays = after_proof(self.state, found.layers, why=why, step=guard.record.steps, config=self.config)
+        proof["stays"] = stays
+        self._exchange({*islands.names, *found.layers})
+        return {**explanation, "culprits": found.layers}
+
+    def _search(
+        self, start: StepStart, islands: Islands, explanation: Explanation, guard: StepGuard, all_ranks: AllRanks
+    ) -> Isolation | None:
+        """Prove which layers make the step finite in FP32, if any may."""
 
         def is_finite_at(scale: float) -> bool | None:
             return all_ranks.everywhere(lambda: is_step_finite(start, scale), explanation["evidence"])
@@ -175,34 +200,22 @@ class LayerFallback:
         scale = scale_to_prove_at(explanation, guard, look, is_finite_at, is_auto=self.config.auto)
         if scale is None:
             return None
-        origin = tuple(explanation.get(name) for name in ("operator", "location", "direction", "layer"))
+        origin = _origin(explanation)
         self._in_vain[origin] += 1
         # Another batch may well have a cure, but a search is long: of many the 1st, 2nd, 4th, ... are tried.
         if self._in_vain[origin].bit_count() != 1:
             return None
 
-        def may_move(names: set[str]) -> bool:
-            share = share_of(start.module, names)
-            return is_within(share, members=len(names), max_fraction=self.config.max_fraction)
+        def is_small(name: str) -> bool:
+            return self._may_move(start.module, {*self.state.demoted, name})
 
-        found = prove(
-            start, explanation, islands, scale, all_ranks, is_small=lambda name: may_move({*self.state.demoted, name})
-        )
-        proof = explanation["evidence"].get("proof", {})
+        found = prove(start, explanation, islands, scale, all_ranks, is_small=is_small)
         if found is None:  # which took one run
             self._in_vain[origin] -= 1
-        if found is None or not found.layers:
-            return None
-        demoted = {*self.state.demoted, *found.layers}
-        if not may_move(demoted):
-            proof["refused"] = refusal(found.layers, share_of(start.module, demoted), self.config.max_fraction)
-            return None
-        del self._in_vain[origin]
-        why = f"proved: {in_words(explanation)}"
-        self.state, stays = after_proof(self.state, found.layers, why=why, step=guard.record.steps, config=self.config)
-        proof["stays"] = stays
-        self._exchange({*islands.names, *found.layers})
-        return {**explanation, "culprits": found.layers}
+        return found
+
+    def _may_move(self, module: Module, names: set[str]) -> bool:
+        return is_within(share_of(module, names), members=len(names), max_fraction=self.config.max_fraction)
 
     def sample(self, module: "pl.LightningModule", scaler: LossScaler | None, *, step: int) -> None:
         """Look at unscaled, finite gradients before they are clipped, if it is time to."""
@@ -242,6 +255,10 @@ class LayerFallback:
             self.settle()
         elif self._islands is not None:
             self._exchange({*self.chosen.reasons, *state.demoted})
+
+
+def _origin(explanation: Explanation) -> tuple[Any, ...]:
+    return tuple(explanation.get(name) for name in ("operator", "location", "direction", "layer"))
 
 
 def _ignore(_: dict[str, Any]) -> None:

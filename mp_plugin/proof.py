@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mp_plugin.all_ranks import AllRanks
 from mp_plugin.fallback.islands import Islands
-from mp_plugin.fallback.isolate import Isolation, isolate
+from mp_plugin.fallback.isolate import CURED, Isolation, Trial, isolate
 from mp_plugin.fallback.layers import is_below, layers_by_name
 from mp_plugin.finding import Finding, is_step_finite, trace_step
 from mp_plugin.scaling.guard import Explanation
@@ -92,6 +92,43 @@ def prove(
         # To take it for a layer that cures nothing would put others in FP32 without need.
         return None
     evidence["proof"] = {**found.as_dict(), "reruns": reruns}
+    return found
+
+
+def prove_swallowed(
+    start: StepStart, explanation: Explanation, islands: Islands, scale: float, all_ranks: AllRanks
+) -> Isolation | None:
+    """Find out whether an Inf that the forward pass makes and swallows is gone with its layer in FP32; one traced run.
+
+    Whether the step is finite then is another question: a lower loss scale may cure it with the Inf in it, which spoils
+    what the layer returns all the same.
+
+    Args:
+        start: where the step began.
+        explanation: of its overflow; its evidence is added to.
+        islands: of the model.
+        scale: the loss scale that there is.
+        all_ranks: which try it together.
+
+    Returns:
+        The layer; None if there is no such Inf, it stays, or the layer cannot be in FP32.
+    """
+    evidence: dict[str, Any] = explanation["evidence"]
+    name = str((evidence.get("swallowed") or {}).get("layer") or "")
+    before, layer = islands.names, layers_by_name(start.module).get(name)
+    if layer is None or any(is_below(name, above) for above in before) or not islands.accepts(name, layer):
+        return None
+
+    def is_gone() -> bool:
+        with islands.tried({*before, name}):
+            found = trace_step(start, _times(scale))
+        return found is None or found.swallowed is None
+
+    if not all_ranks.everywhere(is_gone, evidence):
+        return None
+    trial = Trial(num_layers=1, layers=(name,), outcome="no Inf in the forward pass")
+    found = Isolation(layers=(name,), reruns=1, is_minimal=True, why=CURED, tried=(trial,))
+    evidence["proof"] = found.as_dict()
     return found
 
 

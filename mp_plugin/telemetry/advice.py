@@ -129,6 +129,12 @@ def _forward(incident: Incident) -> str:
 
 
 def _backward(incident: Incident) -> str:
+    swallowed = incident.evidence.get("swallowed") or {}
+    if swallowed.get("layer"):
+        layer = swallowed["layer"]
+        return (
+            f"Look at {layer} first, whose Inf may be the reason: Fallback(layers=[{layer!r}]) keeps it from arising."
+        )
     if incident.evidence.get("backward_finite_at_lower_scale") is False:
         return "A lower loss scale was no cure: Fallback(auto=True) finds layers that have to be in fp32. Or use bf16."
     if incident.loss_scale == 1:

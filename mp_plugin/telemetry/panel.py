@@ -93,6 +93,14 @@ def _why(incident: Incident) -> Iterator[str]:
         yield "the same batch is finite at the lowest loss scale"
     elif incident.evidence.get("backward_finite_at_lower_scale") is False:
         yield "the same batch is not finite at the lowest loss scale either"
+    yield from _swallowed(incident)
+
+
+def _swallowed(incident: Incident) -> Iterator[str]:
+    found = incident.evidence.get("swallowed")
+    if found is not None:
+        places = ", ".join(each for each in (found["layer"], found["location"]) if each)
+        yield f"before it {found['operator']} made inf in {places or 'the forward pass'}, which the loss does not show"
 
 
 def _done(incident: Incident) -> str:

@@ -14,7 +14,7 @@ from mp_plugin import AdaptivePrecision, Fallback, LossScaling, Telemetry
 from mp_plugin.errors import UnsupportedError
 from mp_plugin.fallback.isolate import max_reruns
 from mp_plugin.telemetry.advice import advice
-from mp_plugin.telemetry.events import Action, Direction
+from mp_plugin.telemetry.events import Action, Cause, Direction
 from tests.helpers.faults.fp32 import FP32_FAULTS, HOPELESS, FP32Fault, Trained, fp32_fault
 from tests.helpers.faults.training import checkpoint_blocks
 from tests.helpers.ranks import run_on_ranks
@@ -436,3 +436,61 @@ def test_a_layer_in_an_autocast_region_of_the_users_own_is_cured_too(caplog):
     fit(plugin, model)
     assert (plugin.fp32_layers, plugin.skipped_steps) == (["net.inner"], 0)
     assert "mat1 and mat2" in str(plugin.incidents[0].evidence["missing"])
+
+
+class HalfNorm(nn.Module):
+    """Divides by a mean of squares that fp16 cannot hold: 1/inf is 0, and so is all that comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+class Normed(Regression):
+    """With a norm whose input is in the thousands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, tanh, last = self.net
+        with torch.no_grad():
+            first.weight.mul_(1000)
+        self.net = nn.Sequential(first, HalfNorm(), tanh, last)
+
+
+def test_an_inf_that_the_forward_pass_swallows_is_an_origin_too():
+    plugin, model = AdaptivePrecision("fp16", fallback=Fallback(auto=True)), Normed()
+    fit(plugin, model)
+    (incident,) = plugin.incidents
+    assert (incident.cause, incident.layer) == (Cause.backward, "net.1")
+    assert incident.evidence["swallowed"]["operator"] == "aten.pow.Tensor_Scalar"
+    assert (plugin.fp32_layers, plugin.skipped_steps) == (["net.1"], 0)
+    assert plugin.loss_scale == 2.0**15
+    assert any(weight.grad is not None and weight.grad.any() for weight in model.net[0].parameters())
+
+
+def test_what_was_swallowed_is_told_without_auto():
+    plugin = AdaptivePrecision("fp16")
+    fit(plugin, Normed())
+    incident = plugin.incidents[0]
+    assert incident.action is Action.retry
+    assert advice(incident).startswith("Look at net.1 first")
+
+
+class Divided(Regression):
+    """An Inf that is meant, and Inf in FP32 too: nothing for a layer to cure."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        inputs, targets = batch
+        outputs = self.net(inputs).float() + 1 / (torch.zeros_like(targets).reciprocal() + 1)
+        return nn.functional.mse_loss(outputs, targets) * 2**12
+
+
+def test_an_inf_that_fp32_makes_as_well_moves_no_layer():
+    plugin = AdaptivePrecision("fp16", fallback=Fallback(auto=True))
+    fit(plugin, Divided())
+    assert plugin.incidents
+    assert {incident.action for incident in plugin.incidents} <= {Action.retry, Action.backoff}
+    assert plugin.fp32_layers == []

@@ -94,6 +94,18 @@ def test_names_are_text_and_not_markup(name: str) -> None:
         ({"reason": None}, "why    the forward pass made it from finite numbers"),
         ({"reason": None, "cause": Cause.unknown}, "why    not found out"),
         ({"evidence": {"backward_finite_at_lower_scale": True}}, "the same batch is finite at the lowest loss scale"),
+        (
+            {
+                "evidence": {
+                    "swallowed": {"operator": "aten.pow.Tensor_Scalar", "layer": "norm", "location": "m.py:1 in f"}
+                }
+            },
+            "before it aten.pow.Tensor_Scalar made inf in norm, m.py:1 in f, which the loss does not show",
+        ),
+        (
+            {"evidence": {"swallowed": {"operator": "aten.exp.default", "layer": "", "location": None}}},
+            "before it aten.exp.default made inf in the forward pass, which the loss does not show",
+        ),
         ({"action": Action.backoff}, "done   step skipped, loss scale lowered from 1,024"),
         ({"action": Action.retry}, "done   loss scale lowered from 1,024, batch run again, still not finite"),
         (
