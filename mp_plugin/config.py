@@ -142,9 +142,22 @@ class Fallback:
         return bool(self.layers or self.types or self.map)
 
 
+class LayerMetrics(str, Enum):
+    """Of which layers the newest sample is logged to the trackers, under `precision/layer/`."""
+
+    none = "none"
+    """Of none."""
+    extremes = "extremes"
+    """Of the few that came closest to an end of the number format so far."""
+    all = "all"
+    """Of each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Telemetry:
-    """How much a run finds out about each incident, and where it keeps what it found. Healthy steps cost nothing.
+    """How much a run finds out about its numbers and its incidents, and where it keeps what it found.
+
+    A step that is not sampled, and has no incident, costs nothing.
 
     Raises:
         ConfigError: when a field is outside its range; the message names the field.
@@ -155,7 +168,21 @@ class Telemetry:
     """
 
     every_n_steps: int = 100
-    """Steps between two samples of the gradients; 0 takes none. Taken only where layers may move to FP32 on the way."""
+    """Steps between two samples; 0 takes none. A sample that would exceed `max_overhead` is left out."""
+    activations: bool = False
+    """Whether the outputs of each layer are sampled, with `gradients` also the gradients that come back to them."""
+    gradients: bool = True
+    """Whether the gradients of each layer's parameters are sampled."""
+    histograms: bool = False
+    """Whether a sample counts values by base-2 exponent, which is what formats are judged by; a pass more."""
+    max_overhead: float = 0.01
+    """Highest share of the training time that samples may take, above 0; 1 sets no limit."""
+    layer_metrics: LayerMetrics = LayerMetrics.extremes
+    """Of which layers samples are logged: `none`, `extremes` or `all`, which floods a tracker for a large model."""
+    drift_every_n_validations: int = 0
+    """Validation runs between two in which a few batches are also run in FP32; 0 never."""
+    drift_batches: int = 4
+    """Validation batches that are run in FP32 then, on each rank; at least 1."""
     max_traced: int = 20
     """Incidents traced in full per run, each for a few runs of its batch; at least 0. Later ones are only recorded."""
     directory: str | None = None
@@ -167,12 +194,15 @@ class Telemetry:
 
     def __post_init__(self) -> None:
         """Check every field and turn a path into a string."""
-        for name in ("every_n_steps", "max_traced"):
+        for name in ("every_n_steps", "max_traced", "drift_every_n_validations"):
             _set(self, name, _count, 0)
+        _set(self, "drift_batches", _count, 1)
+        _set(self, "max_overhead", _number, math.nextafter(0, 1), 1, "above 0 and at most 1")
+        _set(self, "layer_metrics", _choice, LayerMetrics)
         if self.directory is not None:
             _set(self, "directory", _path)
-        _set(self, "keep_batches", _flag)
-        _set(self, "census", _flag)
+        for name in ("activations", "gradients", "histograms", "keep_batches", "census"):
+            _set(self, name, _flag)
 
 
 def _set(config: object, name: str, check: Callable[..., object], *bounds: object) -> None:

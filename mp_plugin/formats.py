@@ -47,4 +47,19 @@ FORMATS = {
         smallest_normal=2.0**-14,
         smallest_subnormal=2.0**-24,
     ),
+    # The OCP 8-bit formats (2023), as torch.float8_e4m3fn and torch.float8_e5m2; e4m3 has a NaN but no Inf.
+    "e4m3": Format(
+        exponent_bits=4,
+        mantissa_bits=3,
+        max=448.0,
+        smallest_normal=2.0**-6,
+        smallest_subnormal=2.0**-9,
+    ),
+    "e5m2": Format(
+        exponent_bits=5,
+        mantissa_bits=2,
+        max=57344.0,
+        smallest_normal=2.0**-14,
+        smallest_subnormal=2.0**-16,
+    ),
 }

@@ -1,14 +1,20 @@
-"""The incidents of a run on disk: one JSON line each, and how they are read back."""
+"""What a run leaves on disk: its incidents, one JSON line each, and how all of its telemetry is read back."""
 
 import json
 import logging
 import os
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mp_plugin.errors import TelemetryError
+from mp_plugin.fallback.precision_map import PrecisionMap
 from mp_plugin.telemetry.events import Incident
+from mp_plugin.telemetry.run_info import RunInfo
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +99,39 @@ def read_incidents(path: str | os.PathLike[str]) -> list[Incident]:
         except (KeyError, TypeError, ValueError) as error:
             raise TelemetryError(f"{place} is not an incident ({error!r}).") from error
     return incidents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that a run left on disk, as far as it can be read."""
+
+    directory: Path
+    """That holds `telemetry/`."""
+    samples: "Table"
+    """The rows of `telemetry/stats/`, of the columns in `stats_files.SCHEMA`: by step, and in a step in the order of the
+    model. Of a step that two sessions have sampled, as after a resume, only the rows of the newer session."""
+    incidents: tuple[Incident, ...] = ()
+    """Oldest first."""
+    events: tuple[dict[str, Any], ...] = ()
+    """The lines of `incidents.jsonl` that are no incidents, oldest first: `given back`, `drift`."""
+    info: RunInfo | None = None
+    """None if it is missing or damaged."""
+    precision_map: PrecisionMap | None = None
+    """None if there is none, or it is damaged."""
+    damaged: tuple[tuple[Path, str], ...] = ()
+    """Files, or lines of files, that could not be read, and why."""
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Read what a run left on disk, while it goes on or after its end, however that came.
+
+    Args:
+        path: the run's directory, its `telemetry/` folder, or a directory above exactly one of them.
+
+    Raises:
+        TelemetryError: for a directory that holds no run, or several; and for files of a later release.
+    """
+    raise NotImplementedError
 
 
 def _now() -> str:
