@@ -16,20 +16,22 @@ from mp_plugin.telemetry.table import summary_table
 
 if TYPE_CHECKING:
     from mp_plugin.precision import AdaptivePrecision
+    from mp_plugin.run_recording import RunRecording
 
 STEP_METRIC: dict[str, Any] = {"on_step": True, "on_epoch": False, "batch_size": 1}
 """A number of the step, not of its samples. Lightning asks for a batch size where a step takes the iterator."""
 
 
 class PrecisionMonitor(Callback):
-    """Log the `precision/*` metrics, keep the progress bar up to date and print the table at the end of a fit.
+    """Log the `precision/*` metrics, keep the record of the run and print the table at the end of a fit.
 
     The plugin adds one to the trainer for the time of a fit; there is nothing to configure.
     """
 
-    def __init__(self, plugin: "AdaptivePrecision") -> None:
+    def __init__(self, plugin: "AdaptivePrecision", recording: "RunRecording") -> None:
         self.plugin = plugin
-        self._is_printed = False
+        self._recording = recording
+        self._is_over = False
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -40,6 +42,13 @@ class PrecisionMonitor(Callback):
         if self.plugin.mode.weights == "fp16":
             for optimizer in trainer.optimizers:
                 raise_vanishing_eps_(optimizer)
+        self._recording.start()
+
+    @override
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self.plugin.sampler.clock.stop()
+
+    # Training goes on with the next forward pass, which the clock is told of.
 
     @override
     def on_train_batch_end(
@@ -53,11 +62,12 @@ class PrecisionMonitor(Callback):
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._print(trainer)
+        self.plugin.sampler.finish()
+        self._end(trainer, "finished")
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        self._print(trainer)
+        self._end(trainer, "stopped")
 
     def _metrics(self) -> dict[str, float]:
         record = self.plugin.guard.record
@@ -77,10 +87,14 @@ class PrecisionMonitor(Callback):
             return {}
         return {"precision/scale_window_low": window.lowest, "precision/scale_window_high": window.highest}
 
-    def _print(self, trainer: "pl.Trainer") -> None:
+    def _end(self, trainer: "pl.Trainer", status: str) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        self.plugin.sampler.clock.stop()
+        self._recording.end(status)
         # A fit that was over before its first step has nothing to tell.
-        if trainer.is_global_zero and self.plugin.guard.record.steps and not self._is_printed:
-            self._is_printed = True
+        if trainer.is_global_zero and self.plugin.guard.record.steps:
             console_of(trainer).print(summary_table(self.plugin.summary()))
 
 

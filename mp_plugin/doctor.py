@@ -1,10 +1,8 @@
 """What this machine can run: measured where it can be measured, and in plain words where not."""
 
-import platform
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from rich.console import Group, RenderableType
@@ -13,6 +11,7 @@ from rich.table import Table
 from mp_plugin.autocast import autocast
 from mp_plugin.casting import DTYPES
 from mp_plugin.devices import Device, Support, allow_tf32, this_machine
+from mp_plugin.environment import versions
 from mp_plugin.formats import FORMATS
 from mp_plugin.modes import ALIASES, MODES, Mode
 
@@ -25,8 +24,6 @@ ROUNDS = 20
 
 NOTABLY_SLOWER = 1.5
 """From this many times the step of fp32 on, a precision is called slower."""
-
-VERSIONS_SHOWN = ("mp-plugin", "torch", "lightning", "hydra-core", "omegaconf")
 
 GROUPS = ("fp32", "tf32", "bf16", "fp16", "bf16_true", "fp16_true")
 """The names that `precision=` takes on the command line."""
@@ -92,13 +89,8 @@ def _versions() -> Table:
     table = Table(title="Versions", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    table.add_row("python", platform.python_version())
-    for package in VERSIONS_SHOWN:
-        try:
-            table.add_row(package, version(package))
-        except PackageNotFoundError:
-            table.add_row(package, "not installed")
-    table.add_row("CUDA of torch", torch.version.cuda or "none: a CPU build")
+    for name, value in versions().items():
+        table.add_row(name, value)
     return table
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,27 +12,24 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from mp_plugin.autocast import autocast
-from mp_plugin.callbacks import PrecisionMonitor, show_in_progress_bar
 from mp_plugin.casting import DTYPES, cast_floating, default_dtype
 from mp_plugin.checkpoint import adopt_stock, offer_to_stock, pack, unpack
 from mp_plugin.config import AtMinScale, Fallback, LossScaling, Telemetry
 from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError
 from mp_plugin.explain import Explainer
+from mp_plugin.fit_connections import connect_fit
 from mp_plugin.format_report import FormatReport
 from mp_plugin.fsdp import FSDPCapable
-from mp_plugin.instance import replace_attribute
 from mp_plugin.layer_fallback import LayerFallback
+from mp_plugin.layer_sampling import LayerSampler
 from mp_plugin.modes import parse_mode
-from mp_plugin.optimizers import refuse_what_cannot_be_scaled
-from mp_plugin.report_incident import IncidentReporter
 from mp_plugin.run_view import RunView
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
-from mp_plugin.schedulers import hold_on_skips
 from mp_plugin.step import take_step
 from mp_plugin.step_start import StepStart
-from mp_plugin.strategies import lightning_module, refuse_strategy, tell_of_each_batch
+from mp_plugin.strategies import lightning_module, refuse_strategy
 
 
 class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scaler is read-only here
@@ -89,17 +85,18 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self.precision = "32-true" if self.mode.name == "tf32" else self.mode.name  # type: ignore[assignment]
         self.device = device
         self.telemetry = telemetry or Telemetry()
+        self.asks_for_telemetry = telemetry is not None
         self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
         self.explainer = Explainer(self.guard, self.telemetry, is_mixed=self.mode.is_mixed)
         at_floor = self.scaler is not None and self.scaler.config.at_min_scale is AtMinScale.fallback
         self.fallback = fallback or Fallback()
         self.layer_fallback = LayerFallback(self.fallback, self.mode, self.telemetry, proves_at_floor=at_floor)
-        self._has_fallback = self.layer_fallback.may_act or self.fallback.names_layers
+        self.sampler = LayerSampler(self.telemetry, self.mode, self.guard)
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []
         self._is_fitting = True
         self.start: StepStart | None = None  # during a fit
-        self._formats: FormatReport | None = None  # likewise
+        self.formats: FormatReport | None = None  # likewise
 
     def __repr__(self) -> str:
         """Show what was chosen."""
@@ -135,25 +132,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             self._undo.append(allow_tf32())
         self._undo.append(self.layer_fallback.connect(model, module, self._device_type))
         if self._is_fitting:
-            if self.scaler is not None:
-                refuse_what_cannot_be_scaled(module, optimizers)
-            self.start = StepStart(
-                module,
-                may_step_again=self.guard.retries > 0 or self.layer_fallback.may_act,
-                is_traced=self.telemetry.max_traced > 0,
-                remembers_counts=self.layer_fallback.may_act,
-            )
-            self._undo.append(tell_of_each_batch(trainer.strategy, self.start))
-            monitor = PrecisionMonitor(self)
-            trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
-            self._undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
-            self._undo.append(show_in_progress_bar(trainer, self))
-            self._undo.append(hold_on_skips(module, self.guard))
-            reporter = IncidentReporter(trainer, self)
-            self._undo.append(replace_attribute(self.guard, "report", reporter))
-            self._undo.append(replace_attribute(self.layer_fallback, "report", reporter.tell))
-            if self._has_fallback or self.telemetry.census:
-                self._formats = FormatReport(trainer, self)
+            connect_fit(self, module, optimizers, self._undo)
         return super().connect(model, optimizers, lr_schedulers)
 
     @override
@@ -164,7 +143,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             self.scaler.finish()
         self.guard.forget_losses()
         self.explainer.live = None
-        self._is_fitting, self.start, self._formats = True, None, None
+        self._is_fitting, self.start, self.formats = True, None, None
         super().teardown()
 
     # Forward.
@@ -181,7 +160,8 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         if self.start is not None:
             self.start.mark()
         steps = self.effective_step
-        with self.forward_context(), self.explainer.watching():
+        sampling = self.sampler.forward(self.start) if self.start is not None else nullcontext()
+        with self.forward_context(), self.explainer.watching(), sampling:
             yield
         if self.start is not None and self.start.is_rehearsing:
             return
@@ -230,7 +210,8 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             # One optimizer, one step per closure; only a user who clips too early can mix its gradients.
             optimizers = [optimizer for optimizer in optimizers if self.scaler.is_unscaled(optimizer)]
         noting = nullcontext() if self.scaler is None else self.scaler.watch(optimizers)
-        with noting, self.layer_fallback.backward_context(), self.explainer.watching(backward=True):
+        watching = self.explainer.watching(backward=True)
+        with noting, self.layer_fallback.backward_context(), watching, self.sampler.backward():
             super().backward(tensor, model, optimizer, *args, **kwargs)
 
     @override
@@ -240,6 +221,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         def after_closure() -> None:
             if self.layer_fallback.may_act:
                 self.layer_fallback.sample(model, self.scaler, step=self.guard.record.steps)
+            self.sampler.look(self.start, optimizer)
             self._after_closure(model, optimizer)
 
         steps = self.effective_step
@@ -255,8 +237,9 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
 
     def _end_step(self, *, taken: bool) -> None:
         self.layer_fallback.step_over(step=self.guard.record.steps, taken=taken)
-        if self._formats is not None:
-            self._formats.look()
+        self.sampler.step_over(self.start)
+        if self.formats is not None:
+            self.formats.look()
         if self.start is not None:
             self.start.done()
 

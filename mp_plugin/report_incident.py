@@ -26,10 +26,16 @@ class IncidentReporter:
 
     Every incident gets a line in `telemetry/incidents.jsonl`; one that was traced, be it in vain, a panel and an alert,
     and its batch in a file, if `Telemetry.keep_batches` says so. Nothing is written in a `fast_dev_run`.
+
+    Args:
+        trainer: that fits.
+        plugin: whose incidents.
+        run: the name of this session.
     """
 
-    def __init__(self, trainer: "pl.Trainer", plugin: "AdaptivePrecision") -> None:
+    def __init__(self, trainer: "pl.Trainer", plugin: "AdaptivePrecision", *, run: str) -> None:
         self._trainer = trainer
+        self._run = run
         self._plugin = plugin
         self._alerts = Alerts()
         self._is_located = self._is_mute = False
@@ -75,7 +81,7 @@ class IncidentReporter:
         directory = run_directory(self._trainer, self._plugin.telemetry)
         if directory is None:
             return
-        self._log = IncidentLog(directory)
+        self._log = IncidentLog(directory, run=self._run)
         self._batches = BatchFolder(directory) if self._plugin.telemetry.keep_batches else None
 
     def _save_batch(self, incident: Incident) -> dict[str, str]:

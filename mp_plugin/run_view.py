@@ -4,6 +4,7 @@ from typing import Any
 
 from mp_plugin.fallback.precision_map import PrecisionMap
 from mp_plugin.layer_fallback import LayerFallback
+from mp_plugin.layer_sampling import LayerSampler
 from mp_plugin.modes import Mode
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
@@ -18,6 +19,7 @@ class RunView:
     mode: Mode
     guard: StepGuard
     layer_fallback: LayerFallback
+    sampler: LayerSampler
     census: Census | None = None
     """What ran in which format when the layers in FP32 last changed; with a fallback or `Telemetry.census`."""
     precision_map: PrecisionMap | None = None
@@ -72,4 +74,5 @@ class RunView:
             **summary,
             "fp32_layers": {name: why for name, (why, _) in self.layer_fallback.reasons.items()},
             "scale_window": None if window is None else window.as_dict(),
+            "telemetry": self.sampler.summary(),
         }

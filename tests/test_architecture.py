@@ -15,7 +15,7 @@ MAX_LINES = 300
 FLOORS = (
     {"_version", "errors", "checks", "formats", "config", "modes", "instance"}
     | {"devices", "autocast", "buffers", "casting", "optimizers", "parameter_names", "random_state", "batch"}
-    | {"object_state", "whole_file", "fully_sharded"},
+    | {"object_state", "whole_file", "fully_sharded", "environment"},
     {"numerics"},
     {"scaling", "fallback", "telemetry", "copy_on_write"},
     {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks", "alerts"}
@@ -38,6 +38,10 @@ FLOORS = (
         "take_census",
         "run_directory",
         "scale_sampling",
+        "layer_sampling",
+        "held_parameters",
+        "fit_connections",
+        "run_recording",
     },
     {"report", "compare", "cli", "doctor"},
 )

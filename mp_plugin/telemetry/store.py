@@ -33,16 +33,17 @@ class IncidentLog:
 
     Args:
         directory: of the run; `telemetry/` below it is created by the first incident.
+        run: the name of the session that writes; None for the time now.
 
     Example:
         >>> IncidentLog("runs/7").path.as_posix()
         'runs/7/telemetry/incidents.jsonl'
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, run: str | None = None) -> None:
         self.path = Path(directory) / "telemetry" / "incidents.jsonl"
         self._is_broken = False
-        self._run = _now()
+        self._run = run or _now()
 
     def append(self, incident: Incident, **extra: Any) -> None:
         """Write an incident.
@@ -108,8 +109,8 @@ class Run:
     directory: Path
     """That holds `telemetry/`."""
     samples: "Table"
-    """The rows of `telemetry/stats/`, of the columns in `stats_files.SCHEMA`: by step, and in a step in the order of the
-    model. Of a step that two sessions have sampled, as after a resume, only the rows of the newer session."""
+    """The rows of `telemetry/stats/`, of the columns in `stats_files.SCHEMA`: by step, in a step in the model's order. Of
+    a step that two sessions have sampled, as after a resume, only the rows of the newer session."""
     incidents: tuple[Incident, ...] = ()
     """Oldest first."""
     events: tuple[dict[str, Any], ...] = ()

@@ -45,6 +45,11 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row(f"  {escape(name)}", escape(why))
     if len(fp32_layers) > LISTED_LAYERS:
         table.add_row(f"  and {len(fp32_layers) - LISTED_LAYERS:,} more", "")
+    telemetry = summary.get("telemetry")
+    if telemetry is not None and telemetry["taken"]:
+        left_out = f", {telemetry['left_out']:,} left out to keep it low" if telemetry["left_out"] else ""
+        taken = f"{telemetry['taken']:,}, {telemetry['share']:.2%} of the training time{left_out}"
+        table.add_row("samples of layers", taken)
     incidents = summary["incidents"]
     table.add_row("incidents", f"{incidents['total']:,}")
     if incidents["by_cause"]:

@@ -1,0 +1,247 @@
+"""Sample what goes through the layers of a run: when, of which tensors, and of all ranks together."""
+
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from mp_plugin.all_ranks import AllRanks
+from mp_plugin.config import Telemetry
+from mp_plugin.formats import FORMATS
+from mp_plugin.held_parameters import held_gradients
+from mp_plugin.modes import Mode
+from mp_plugin.rehearsal import forward, rehearsal
+from mp_plugin.scaling.guard import StepGuard
+from mp_plugin.scaling.verdict import gather, has_other_ranks
+from mp_plugin.step_start import StepStart
+from mp_plugin.telemetry.layer_probes import LayerProbes, sampled_layers
+from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
+from mp_plugin.telemetry.sample_budget import SampleBudget
+from mp_plugin.telemetry.sample_rows import Found, SampleRows, merged
+from mp_plugin.telemetry.stopwatch import Stopwatch
+from mp_plugin.telemetry.tensor_stats import stats_row
+from mp_plugin.telemetry.training_clock import TrainingClock
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Sample:
+    """What was seen of a step so far."""
+
+    step: int
+    rows: SampleRows = field(default_factory=SampleRows)
+    loss_scales: dict[TensorKind, float] = field(default_factory=dict)
+    """What values of each kind were multiplied by; after an overflow it is lower for those that were seen later."""
+    is_rehearsed: bool = False
+    """Whether its layers are looked at in a run of their own."""
+    batches: set[int] = field(default_factory=set)
+    """Identities of the batches whose layers were looked at: one that is run again does not count again."""
+
+
+class LayerSampler:
+    """Take statistics of the layers every so many steps, within a budget of the training time.
+
+    The layers of an ordinary step are looked at as it goes. Where code is compiled, which calls no hooks, and in the
+    first step, of which nobody knows that yet, the step is run once more, eagerly, and nothing of that run remains. The
+    gradients of parameters are those of the step itself, unscaled and not clipped. A step that was skipped leaves the
+    activations that were seen of it.
+
+    Args:
+        telemetry: what to sample, how often, and at what cost.
+        mode: the precision of the run.
+        guard: knows the loss scale and the steps so far.
+    """
+
+    def __init__(self, telemetry: Telemetry, mode: Mode, guard: StepGuard) -> None:
+        self._telemetry = telemetry
+        self._compute_dtype = mode.compute
+        self._guard = guard
+        self._all_ranks = AllRanks("The layers of a step could not be sampled")
+        self.clock = TrainingClock()
+        self.budget = SampleBudget(max_overhead=telemetry.max_overhead)
+        self.is_on = False
+        """Whether anybody wants samples of this fit."""
+        self.report: Callable[[list[LayerSample]], None] = _ignore
+        """Takes the samples of a step; on the first rank only."""
+        self._next_step = 0
+        self._sample: _Sample | None = None
+        self._waiting: _Sample | None = None
+        """Read back, but not looked at: the device may still be at it."""
+        self._is_broken = self._has_compiled = False
+
+    # Setting up and taking down.
+
+    def connect(self, module: "pl.LightningModule", *, report: Callable[[list[LayerSample]], None]) -> None:
+        """Begin to sample a fit."""
+        wanted = self._telemetry.activations or self._telemetry.gradients
+        self.is_on = bool(self._telemetry.every_n_steps) and wanted
+        self.report = report
+        self.clock, self.budget = TrainingClock(), SampleBudget(max_overhead=self._telemetry.max_overhead)
+        self._next_step, self._sample, self._waiting = 0, None, None
+        self._is_broken = self._has_compiled = False
+        self._module = module
+        self._stopwatch, self._seconds_before = Stopwatch(module.device), 0.0
+        metrics = {each for part in module.modules() if isinstance(part, Metric) for each in part.modules()}
+        layers = {name: each for name, each in sampled_layers(module).items() if each not in metrics}
+        self._order = {name: place for place, name in enumerate(layers)}
+        self._probes = LayerProbes(layers, self._take, with_gradients=self._telemetry.gradients)
+
+    def disconnect(self) -> None:
+        """Sample no more."""
+        self.is_on, self.report = False, _ignore
+        self._sample = self._waiting = None
+
+    def summary(self) -> dict[str, Any]:
+        """Return how many samples there were, and what they cost, as plain JSON values."""
+        return self.budget.summary(training_seconds=self.clock.seconds)
+
+    # In a step.
+
+    def forward(self, start: StepStart) -> AbstractContextManager[None]:
+        """Return the context of a forward pass: under hooks if its step is due to be sampled."""
+        if not self.is_on or start.is_rehearsing:
+            return nullcontext()
+        self.clock.go()
+        if self._sample is None and self._guard.record.steps >= self._next_step:
+            self._begin(start)
+        if self._sample is None or self._sample.is_rehearsed or not self._telemetry.activations:
+            return nullcontext()
+        if not start.window or id(start.window[-1]) in self._sample.batches:
+            return nullcontext()
+        self._sample.batches.add(id(start.window[-1]))
+        return self._probes.forward()
+
+    def backward(self) -> AbstractContextManager[None]:
+        """Return the context of a backward pass."""
+        if self._sample is None or self._sample.is_rehearsed or not self._sample.batches:
+            return nullcontext()
+        return self._probes.backward()
+
+    def look(self, start: StepStart | None, optimizer: Optimizer) -> None:
+        """Look at unscaled, finite gradients before they are clipped, if this step is sampled; all ranks together."""
+        sample = self._sample
+        if sample is None:
+            return
+        if self._telemetry.gradients:
+            for layer, gradient in held_gradients(self._module, optimizer):
+                self._take(layer, TensorKind.parameter_gradient, gradient)
+        self._rehearse_once(sample, start)
+
+    def step_over(self, start: StepStart | None) -> None:
+        """Note that a step was taken or skipped: what was seen of it is complete; all ranks together."""
+        self._deliver()
+        if self._sample is None:
+            return
+        # Of a skipped step the weights are still those that it began with.
+        self._rehearse_once(self._sample, start)
+        with self._stopwatch:
+            self._sample.rows.read_back()
+        self._waiting, self._sample = self._sample, None
+        if self._module.device.type != "cuda":
+            self._deliver()
+
+    def finish(self) -> None:
+        """Deliver what waits; all ranks together."""
+        self._deliver()
+
+    def _begin(self, start: StepStart) -> None:
+        step = self._guard.record.steps
+        every = self._telemetry.every_n_steps
+        is_first = self._next_step == 0
+        self._next_step = (step // every + 1) * every
+        is_affordable = self.budget.is_affordable(training_seconds=self.clock.seconds)
+        if not (all(gather(is_affordable)) if has_other_ranks() else is_affordable):
+            self.budget.left_out += 1
+            return
+        self._has_compiled = self._has_compiled or _has_compiled()
+        rehearsed = self._telemetry.activations and start.can_run_again and (is_first or self._has_compiled)
+        self._sample = _Sample(step, is_rehearsed=rehearsed)
+
+    def _rehearse_once(self, sample: _Sample, start: StepStart | None) -> None:
+        if start is not None and sample.is_rehearsed and not sample.batches:
+            sample.batches = {id(batch) for batch in start.window}
+            with self._stopwatch:
+                self._all_ranks.each(lambda: self._rehearse(start), {})
+
+    def _rehearse(self, start: StepStart) -> None:
+        scaler = self._guard.scaler
+        with rehearsal(start):
+            start.restore_batches()
+            for batch in start.window:
+                with self._probes.forward():
+                    loss = forward(self._module, batch)
+                if loss is not None and self._telemetry.gradients:
+                    with self._probes.backward():
+                        self._module.backward(loss if scaler is None else scaler.scale(loss))
+
+    def _take(self, layer: str, kind: TensorKind, values: Tensor) -> None:
+        sample = self._sample
+        if sample is None or self._is_broken:
+            return
+        scale = 1.0 if kind is TensorKind.activation else self._guard.loss_scale
+        sample.loss_scales[kind] = scale
+        try:
+            with self._stopwatch, torch.no_grad():
+                row = stats_row(
+                    values,
+                    compute=FORMATS[self._compute_dtype],
+                    carried_scale=scale if kind is TensorKind.activation_gradient else 1.0,  # others are unscaled
+                    loss_scale=scale,
+                    histogram=self._telemetry.histograms,
+                )
+            sample.rows.add(layer, kind, values.dtype, row)
+        except Exception as error:  # a diagnosis must not take down the run that it diagnoses
+            self._is_broken = True
+            log.warning("%s of %s cannot be sampled; no more samples are taken.", kind.value, layer, exc_info=error)
+
+    def _deliver(self) -> None:
+        sample, self._waiting = self._waiting, None
+        if sample is None:
+            return
+        with self._stopwatch:
+            # All ranks together: a layer may have run on some of them alone, and a sharded gradient lies on all.
+            found = merged(gather(sample.rows.found()))
+            if found and self._module.trainer.is_global_zero:
+                self.report(self._samples(sample, found))
+        seconds = self._stopwatch.read()
+        self.budget.took(seconds - self._seconds_before, saw_something=bool(found))
+        self._seconds_before = seconds
+
+    def _samples(self, sample: _Sample, found: Found) -> list[LayerSample]:
+        last = len(self._order)
+        return [
+            LayerSample(
+                step=sample.step,
+                layer=layer,
+                kind=kind,
+                dtype=dtype,
+                compute_dtype=self._compute_dtype,
+                loss_scale=sample.loss_scales.get(kind, 1.0),
+                stats=stats,
+            )
+            for (layer, kind), (dtype, stats) in sorted(
+                found.items(), key=lambda item: (self._order.get(item[0][0], last), _KINDS.index(item[0][1]))
+            )
+        ]
+
+
+_KINDS = [*TensorKind]
+
+
+def _has_compiled() -> bool:
+    """Whether anything in this process was compiled: code that is does not call hooks."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters["stats"]["unique_graphs"])
+
+
+def _ignore(_: Any) -> None:
+    pass

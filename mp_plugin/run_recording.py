@@ -1,0 +1,104 @@
+"""What a fit leaves behind of its samples: files, curves in the trackers, and what the run says of itself."""
+
+import logging
+import time
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+
+from mp_plugin.environment import environment
+from mp_plugin.run_directory import run_directory
+from mp_plugin.telemetry.layer_sample import LayerSample
+from mp_plugin.telemetry.run_info import RunInfo
+
+if TYPE_CHECKING:
+    from mp_plugin.precision import AdaptivePrecision
+    from mp_plugin.telemetry.stats_files import StatsFiles
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_INFOS = 30.0
+"""`run.json` is as old as that at most while samples are taken."""
+
+
+class RunRecording:
+    """Write down the samples of a fit and how it goes; the first rank writes, trouble is told once.
+
+    Where nobody asked for telemetry and the trainer logs nothing, nothing is written, nor sampled.
+
+    Args:
+        trainer: that fits.
+        plugin: whose samples and summary.
+    """
+
+    def __init__(self, trainer: "pl.Trainer", plugin: "AdaptivePrecision") -> None:
+        self.run = _now()
+        """Tells the sessions that write to one directory apart: when this one began, UTC."""
+        self.is_wanted = bool(trainer.loggers) or plugin.asks_for_telemetry
+        self._trainer = trainer
+        self._plugin = plugin
+        self._directory: str | None = None
+        self._files: StatsFiles | None = None
+        self._is_broken = False
+        self._newest_info = 0.0
+
+    def start(self) -> None:
+        """Begin, before the first step; all ranks together."""
+        if not self.is_wanted:
+            return
+        self._directory = run_directory(self._trainer, self._plugin.telemetry)
+        if self._directory is None or not self._trainer.is_global_zero:
+            return
+        if self._plugin.sampler.is_on:
+            # Here, and not with the first sample, whose time is counted.
+            from mp_plugin.telemetry.stats_files import StatsFiles
+
+            self._files = StatsFiles(self._directory, run=self.run)
+        self._save("running")
+
+    def take(self, samples: list[LayerSample]) -> None:
+        """Take the samples of a step."""
+        if self._files is not None:
+            self._files.append(samples)
+        if time.monotonic() - self._newest_info >= SECONDS_BETWEEN_INFOS:
+            self._save("running")
+
+    def end(self, status: str) -> None:
+        """Complete the files.
+
+        Args:
+            status: `finished`, or `stopped` by an exception.
+        """
+        if self._files is not None:
+            self._files.flush()
+        self._save(status)
+
+    def _save(self, status: str) -> None:
+        if self._directory is None or self._is_broken or not self._trainer.is_global_zero:
+            return
+        self._newest_info = time.monotonic()
+        try:
+            self._info(status).save(self._directory)
+        except Exception as error:  # a run must not end because it cannot be described
+            self._is_broken = True
+            log.warning("telemetry/run.json cannot be written to %s (%s).", self._directory, error)
+
+    def _info(self, status: str) -> RunInfo:
+        trainer, plugin = self._trainer, self._plugin
+        strategy = trainer.strategy
+        return RunInfo(
+            run=self.run,
+            status=status,
+            updated=_now(),
+            precision=plugin.mode.name,
+            compute_dtype=plugin.mode.compute,
+            environment=environment(strategy.root_device, ranks=trainer.world_size, strategy=type(strategy).__name__),
+            telemetry=asdict(plugin.telemetry),
+            summary=plugin.summary(),
+        )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
