@@ -2,10 +2,11 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mp_plugin.errors import TelemetryError
 from mp_plugin.whole_file import write_whole
 
 INFO_VERSION = 1
@@ -33,12 +34,38 @@ class RunInfo:
     """What `AdaptivePrecision.summary()` returned: steps, skips, loss scale, incidents, layers in FP32, scale window,
     and under `telemetry` the samples: `taken`, `left_out`, `seconds`, `training_seconds`, `share`."""
 
+    @staticmethod
+    def path(directory: str | os.PathLike[str]) -> Path:
+        """Return where a run in this directory has it."""
+        return Path(directory) / "telemetry" / "run.json"
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write it below the directory of a run, whole or not at all.
 
         Raises:
             OSError: when the file cannot be written.
         """
-        path = Path(directory) / "telemetry" / "run.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"version": INFO_VERSION, **asdict(self)}, indent=2, default=repr) + "\n")
+        text = json.dumps({"version": INFO_VERSION, **asdict(self)}, indent=2, default=repr)
+        write_whole(self.path(directory), text + "\n")
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> "RunInfo":
+        """Read what `save` wrote; keys that this release does not know are ignored.
+
+        Raises:
+            TelemetryError: for a file that is missing, damaged, or of another version.
+        """
+        try:
+            values = json.loads(cls.path(directory).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise TelemetryError(f"run.json cannot be read ({error.strerror or error}).") from error
+        except (ValueError, RecursionError) as error:
+            raise TelemetryError("run.json is not JSON.") from error
+        version = values.get("version") if isinstance(values, dict) else None
+        if version != INFO_VERSION:
+            raise TelemetryError(f"run.json has version={version!r}; accepted: {INFO_VERSION}.")
+        known = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise TelemetryError(f"run.json is incomplete ({error}).") from error

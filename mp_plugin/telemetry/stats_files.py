@@ -11,6 +11,8 @@ from mp_plugin.telemetry.layer_sample import LayerSample
 
 SCHEMA_VERSION = 1
 """What a column means; a release that changes that counts it up."""
+VERSION_KEY = b"mp_plugin.schema_version"
+"""Under which the metadata of a part has it."""
 
 SCHEMA = pa.schema(
     [
@@ -36,7 +38,7 @@ SCHEMA = pa.schema(
         ("lowest_exponent", pa.int16()),
         ("exponent_counts", pa.list_(pa.int64())),
     ],
-    metadata={"mp_plugin.schema_version": str(SCHEMA_VERSION)},
+    metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mp_plugin.errors import TelemetryError
 from mp_plugin.telemetry.events import Action, Cause, Direction, Incident
-from mp_plugin.telemetry.store import IncidentLog, read_incidents
+from mp_plugin.telemetry.incident_log import IncidentLog, read_incidents
 from tests.unit.telemetry.test_events import incident
 
 
@@ -85,7 +85,7 @@ def test_a_torn_line_costs_itself_only(tmp_path: Path, caplog: pytest.LogCapture
 def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
-        "from mp_plugin.telemetry.store import IncidentLog\n"
+        "from mp_plugin.telemetry.incident_log import IncidentLog\n"
         "from tests.unit.telemetry.test_events import incident\n"
         "IncidentLog(sys.argv[1]).append(incident(step=7))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -1,0 +1,79 @@
+"""Where below a path a run has left its telemetry."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from mp_plugin.errors import TelemetryError
+
+TRACES = ("run.json", "stats", "incidents.jsonl", "census.json")
+"""What a run's `telemetry/` holds, each of them if there was reason to write it."""
+
+MAX_DEPTH = 6
+"""Levels that are searched: Hydra's date and time, `logs`, a logger's name, an experiment's, a version."""
+MAX_DIRECTORIES = 10_000
+"""That are searched, as in a home directory it would take for ever."""
+LISTED_RUNS = 5
+
+
+def find_run(path: str | os.PathLike[str]) -> Path:
+    """Return the directory of the one run at or below a path: the one that holds `telemetry/`.
+
+    Args:
+        path: the run's directory, its `telemetry/` folder, or a directory above exactly one of them.
+
+    Raises:
+        TelemetryError: if there is none, or several.
+    """
+    given = Path(path).expanduser()
+    if not given.exists():
+        raise TelemetryError(f"{given} does not exist; accepted: the directory of a run.")
+    if not given.is_dir():
+        raise TelemetryError(f"{given} is a file; accepted: the directory of a run.")
+    inside = given.resolve()
+    if inside.name == "telemetry" and _holds_telemetry(inside.parent):
+        return inside.parent if given.name in ("", "..") else given.parent
+    runs = [given] if _holds_telemetry(given) else list(_runs_below(given))
+    if not runs:
+        traces = ", ".join(f"telemetry/{name}" for name in TRACES)
+        raise TelemetryError(
+            f"{given} is not the directory of a run, nor above one: no {traces}, {MAX_DEPTH} levels down."
+        )
+    if len(runs) > 1:
+        newest = sorted(runs, key=lambda run: run.joinpath("telemetry").stat().st_mtime, reverse=True)
+        more = f" and {len(runs) - LISTED_RUNS} more" if len(runs) > LISTED_RUNS else ""
+        listed = ", ".join(map(str, newest[:LISTED_RUNS]))
+        raise TelemetryError(f"{given} holds {len(runs)} runs; accepted: one of them. Newest first: {listed}{more}.")
+    return runs[0]
+
+
+def _holds_telemetry(directory: Path) -> bool:
+    return any((directory / "telemetry" / name).exists() for name in TRACES)
+
+
+def _runs_below(top: Path) -> Iterator[Path]:
+    waiting = deque([(top, 0)])
+    searched = 0
+    while waiting:
+        directory, depth = waiting.popleft()
+        searched += 1
+        if searched > MAX_DIRECTORIES:
+            raise TelemetryError(f"{top} holds more than {MAX_DIRECTORIES:,} directories; accepted: that of a run.")
+        if depth and _holds_telemetry(directory):
+            yield directory
+        elif depth < MAX_DEPTH:
+            waiting.extend((below, depth + 1) for below in _directories(directory))
+
+
+def _directories(directory: Path) -> list[Path]:
+    """Return those below, but hidden ones and links, which may lead round in circles."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(
+                Path(each.path)
+                for each in entries
+                if not each.name.startswith(".") and each.is_dir(follow_symlinks=False)
+            )
+    except OSError:  # not ours to read
+        return []

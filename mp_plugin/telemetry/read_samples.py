@@ -1,0 +1,78 @@
+"""The samples of a run, read from its Parquet parts."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mp_plugin.errors import TelemetryError
+from mp_plugin.telemetry.stats_files import SCHEMA, SCHEMA_VERSION, VERSION_KEY
+
+
+class _LaterRelease(TelemetryError):
+    """A part says more than this release understands."""
+
+
+def read_samples(directory: Path) -> tuple[pa.Table, list[tuple[Path, str]]]:
+    """Read all parts, in the order in which they were taken.
+
+    Args:
+        directory: that holds `part-*.parquet`; without one there are no samples.
+
+    Returns:
+        The rows, of a step that several sessions have sampled only those of the newest; and the parts that could not
+        be read, each with the reason.
+
+    Raises:
+        TelemetryError: if no part can be read, and one is of a later release.
+    """
+    parts: list[pa.Table] = []
+    damaged: list[tuple[Path, str]] = []
+    later: list[str] = []
+    for path in sorted(directory.glob("part-*.parquet")):
+        try:
+            parts.append(_read_part(path))
+        except _LaterRelease as error:
+            later.append(f"{path} {error}")
+            damaged.append((path, str(error)))
+        except Exception as error:  # what a damaged file makes of its reader is not ours to know
+            damaged.append((path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+    if later and not parts:
+        raise TelemetryError(f"{later[0]}.")
+    rows = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+    return _in_order(_newest(rows)), damaged
+
+
+def _read_part(path: Path) -> pa.Table:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
+        if version.isdecimal() and int(version) > SCHEMA_VERSION:
+            raise _LaterRelease(f"has schema version {version}; this release of mp_plugin reads {SCHEMA_VERSION}")
+        if version != str(SCHEMA_VERSION):
+            raise TelemetryError(f"has schema version {version}; accepted: {SCHEMA_VERSION}")
+        missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+        if missing:
+            raise TelemetryError(f"lacks {', '.join(missing)}")
+        table = file.read(columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
+    table.validate(full=True)
+    return table
+
+
+def _newest(rows: pa.Table) -> pa.Table:
+    """Leave out the rows of steps that a newer session has sampled too."""
+    sessions = pc.unique(rows["run"]).sort()
+    if len(sessions) < 2:
+        return rows
+    keys = pa.table({"step": rows["step"], "session": pc.index_in(rows["run"], sessions)})
+    newest = keys.group_by("step").aggregate([("session", "max")])
+    newest_of_row = newest["session_max"].take(pc.index_in(keys["step"], newest["step"].combine_chunks()))
+    return rows.filter(pc.equal(keys["session"], newest_of_row))
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    """Sort by step, if need be; in a step the rows stay as they were written."""
+    steps = rows["step"].combine_chunks()
+    if pc.all(pc.less_equal(steps[:-1], steps[1:])).as_py() in (True, None):
+        return rows
+    return rows.take(pc.sort_indices(steps))
