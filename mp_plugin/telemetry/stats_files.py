@@ -1,11 +1,9 @@
-"""The samples of a run on disk: Parquet parts, each complete when it appears."""
+"""What the Parquet parts of a run hold: a row for each sample of a layer."""
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mp_plugin.telemetry.layer_sample import LayerSample
 
@@ -49,63 +47,32 @@ def rows_of(samples: Sequence[LayerSample], run: str) -> pa.Table:
         samples: in the order of the model.
         run: tells the sessions that write to one directory apart.
     """
-    return pa.Table.from_pylist([_row(sample, run) for sample in samples], schema=SCHEMA)
-
-
-def _row(sample: LayerSample, run: str) -> dict[str, object]:
-    stats = sample.stats
-    lowest = min(stats.exponents, default=None)
-    counts = None
-    if lowest is not None:
-        counts = [stats.exponents.get(each, 0) for each in range(lowest, max(stats.exponents) + 1)]
-    return {
-        "run": run,
-        "step": sample.step,
-        "layer": sample.layer,
-        "kind": sample.kind.value,
-        "dtype": sample.dtype,
-        "compute_dtype": sample.compute_dtype,
-        "loss_scale": sample.loss_scale,
-        "numel": stats.numel,
-        "zeros": stats.zeros,
-        "nans": stats.nans,
-        "infs": stats.infs,
-        "flushed": stats.flushed,
-        "subnormal": stats.subnormal,
-        "saturated": stats.saturated,
-        "amax": stats.amax,
-        "rms": stats.rms,
-        "smallest": stats.smallest,
-        "headroom_bits": sample.headroom_bits,
+    stats = [sample.stats for sample in samples]
+    lowest = [min(each.exponents, default=None) for each in stats]
+    columns: dict[str, list[Any]] = {
+        "run": [run] * len(samples),
+        "step": [sample.step for sample in samples],
+        "layer": [sample.layer for sample in samples],
+        "kind": [sample.kind.value for sample in samples],
+        "dtype": [sample.dtype for sample in samples],
+        "compute_dtype": [sample.compute_dtype for sample in samples],
+        "loss_scale": [sample.loss_scale for sample in samples],
+        "numel": [each.numel for each in stats],
+        "zeros": [each.zeros for each in stats],
+        "nans": [each.nans for each in stats],
+        "infs": [each.infs for each in stats],
+        "flushed": [each.flushed for each in stats],
+        "subnormal": [each.subnormal for each in stats],
+        "saturated": [each.saturated for each in stats],
+        "amax": [each.amax for each in stats],
+        "rms": [each.rms for each in stats],
+        "smallest": [each.smallest for each in stats],
+        "headroom_bits": [sample.headroom_bits for sample in samples],
         "lowest_exponent": lowest,
-        "exponent_counts": counts,
+        "exponent_counts": [_counts(each.exponents, first) for each, first in zip(stats, lowest, strict=True)],
     }
+    return pa.table(columns, schema=SCHEMA)
 
 
-class StatsFiles:
-    """Write samples to `telemetry/stats/part-*.parquet`, a part at a time.
-
-    Args:
-        directory: of the run.
-        run: tells the sessions that write to one directory apart: the time when this one began.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], *, run: str) -> None:
-        self.directory = Path(directory) / "telemetry" / "stats"
-        self._run = run
-        self._waiting: list[LayerSample] = []
-
-    def append(self, samples: Sequence[LayerSample]) -> None:
-        """Take samples of one step; they are on disk after the next flush at the latest."""
-        self._waiting.extend(samples)
-
-    def flush(self) -> None:
-        """Write what waits as the next part."""
-        if not self._waiting:
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / f"part-{len(list(self.directory.glob('part-*.parquet'))):05d}.parquet"
-        partial = path.with_suffix(".partial")
-        pq.write_table(rows_of(self._waiting, self._run), partial, compression="zstd")
-        partial.replace(path)
-        self._waiting = []
+def _counts(exponents: Mapping[int, int], lowest: int | None) -> list[int] | None:
+    return None if lowest is None else [exponents.get(each, 0) for each in range(lowest, max(exponents) + 1)]

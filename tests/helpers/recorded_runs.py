@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mp_plugin.fallback.layer_format import LayerFormat
 from mp_plugin.fallback.precision_map import FILE_NAME, PrecisionMap
-from mp_plugin.formats import FORMATS
+from mp_plugin.formats import FORMATS, Format
 from mp_plugin.modes import MODES
 from mp_plugin.telemetry.events import Action, Cause, Direction, Incident
 from mp_plugin.telemetry.incident_log import IncidentLog
 from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
 from mp_plugin.telemetry.run_info import RunInfo
-from mp_plugin.telemetry.stats_files import StatsFiles
 from mp_plugin.telemetry.tensor_stats import TensorStats
+from mp_plugin.telemetry.write_samples import StatsFiles
 
 RUN = "2026-02-03T04:05:06.789+00:00"
 EVERY_N_STEPS = 100
@@ -34,13 +35,10 @@ HOSTILE_NAMES = (
 )
 """Layers that would break a page, a terminal or a query that takes their names for its own language."""
 
-_BITS = torch.arange(-13.0, 6.0, dtype=torch.float64)
-"""Exponents of a tensor's values around their mean."""
-_SPREAD = 2.5
-"""Standard deviation of log2 of the magnitudes."""
-_ABOVE = 4.5
-"""Of the largest value above their mean, in bits."""
-_SHAPE = torch.special.ndtr(_BITS / _SPREAD) - torch.special.ndtr((_BITS - 1) / _SPREAD)
+_BITS = torch.arange(-18.0, 4.0, dtype=torch.float64)
+"""Exponents that values have, less that of their standard deviation."""
+_LARGEST = 2.1
+"""Log2 of the largest of some 10,000 normal values, by their standard deviation."""
 
 
 def layer_names(num_layers: int, *, hostile: bool = False) -> list[str]:
@@ -107,14 +105,12 @@ def record_run(
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(len(kinds), len(names), generator=generator, dtype=torch.float64)
     for place, step in enumerate(steps):
-        noise = torch.randn(len(kinds), len(names), generator=generator, dtype=torch.float64)
-        means = base + 0.3 * noise
         progress = place / max(num_samples - 1, 1)
         samples: list[LayerSample] = []
         for row, kind in enumerate(kinds):
-            samples += _samples(
-                step, kind, means[row], names, compute_dtype, scales.at(step), progress, histograms, numel
-            )
+            scale = 1.0 if kind is TensorKind.activation else scales.at(step)
+            deviations = _deviations(kind, base[row], progress, FORMATS[compute_dtype], math.log2(scale), generator)
+            samples += _samples(step, kind, names, deviations, compute_dtype, scale, histograms, numel, generator)
         by_layer = [samples[start :: len(names)] for start in range(len(names))]
         files.append([sample for layer in by_layer for sample in layer])
     files.flush()
@@ -144,62 +140,77 @@ class _Scales:
         return max(self._first * 2.0**changes, 1.0)
 
 
+def _deviations(
+    kind: TensorKind, base: Tensor, progress: float, number_format: Format, shift: float, generator: torch.Generator
+) -> Tensor:
+    """Log2 of the standard deviation of each layer's values."""
+    noise = torch.randn(len(base), generator=generator, dtype=torch.float64)
+    typical = {TensorKind.activation: 0.0, TensorKind.activation_gradient: -18.0, TensorKind.parameter_gradient: -15.0}
+    deviations = base + 0.2 * noise + typical[kind]
+    if len(base) > DRIFTING:
+        near = math.log2(number_format.max) - shift - _LARGEST - 1
+        deviations[DRIFTING] += progress * (near - deviations[DRIFTING])
+    if len(base) > UNDERFLOWING:
+        flushes = math.log2(number_format.smallest_subnormal) - 1 - shift
+        deviations[UNDERFLOWING] = flushes + 1.5 + 0.2 * noise[UNDERFLOWING]
+    return deviations
+
+
 def _samples(
     step: int,
     kind: TensorKind,
-    noise: torch.Tensor,
     names: list[str],
+    deviations: Tensor,
     compute_dtype: str,
     loss_scale: float,
-    progress: float,
     histograms: bool,
     numel: int,
+    generator: torch.Generator,
 ) -> Iterator[LayerSample]:
-    """Values with normally distributed logarithms, as those of real tensors roughly are."""
-    scale = 1.0 if kind is TensorKind.activation else loss_scale
-    shift = math.log2(scale)
-    means = noise + {TensorKind.activation: 0.0, TensorKind.activation_gradient: -18.0}.get(kind, -15.0)
-    largest = FORMATS[compute_dtype].max
-    if len(names) > DRIFTING:
-        limit = min(math.log2(largest), 20.0) - shift - _ABOVE
-        means[DRIFTING] += progress * (limit - 0.5 - means[DRIFTING])
-    if len(names) > UNDERFLOWING:
-        means[UNDERFLOWING] = math.log2(FORMATS[compute_dtype].smallest_subnormal) - shift + 0.5 * noise[UNDERFLOWING]
-    lowest = torch.floor(means)
-    zeros = numel // 100
-    counts = torch.round(_SHAPE * (numel - zeros)).long().repeat(len(names), 1)
-    counts[:, _BITS.long().tolist().index(0)] += numel - zeros - counts.sum(1)
-    exponents = lowest.long()[:, None] + _BITS.long()
+    """Normally distributed values, by the number of them in each bin."""
+    num_zeros = numel // 100
+    firsts = (torch.floor(deviations) + _BITS[0]).long()
+    exponents = firsts[:, None] + torch.arange(len(_BITS))
+    up_to = torch.erf(torch.exp2(exponents - deviations[:, None]) / math.sqrt(2))
+    expected = torch.diff(up_to, dim=1, prepend=torch.zeros(len(names), 1, dtype=torch.float64)) * (numel - num_zeros)
+    noise = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    counts = torch.round(expected + expected.sqrt() * noise).clamp(min=0).long()
+    fullest = torch.arange(len(names)), expected.argmax(1)
+    counts[fullest] += numel - num_zeros - counts.sum(1)
+    is_full = counts > 0
+    highest = exponents.where(is_full, -10_000).amax(1)
+    lowest = exponents.where(is_full, 10_000).amin(1)
+    within = 0.9 * torch.rand(2, len(names), generator=generator, dtype=torch.float64)
+    amax = torch.exp2(highest - within[0]).tolist()
+    smallest = torch.exp2(lowest - within[1]).tolist()
+    squares = (counts * torch.exp2(2 * (exponents - 0.5))).sum(1).tolist()
     number_format = FORMATS[compute_dtype]
-    flushes = math.log2(number_format.smallest_subnormal) - 1 - shift
-    subnormal = math.log2(number_format.smallest_normal) - shift
-    saturates = math.log2(largest) - shift
-    flushed = (counts * (exponents <= flushes)).sum(1).tolist()
-    below = (counts * ((exponents > flushes) & (exponents <= subnormal))).sum(1).tolist()
-    beyond = (counts * (exponents - 1 >= saturates)).sum(1).tolist()
-    amax = torch.exp2(lowest + _BITS[-1] - 1 + 0.9 * (means - lowest) + 0.05).tolist()
-    smallest = torch.exp2(lowest + _BITS[0] - 0.5).tolist()
-    # Every value as the middle of its bin.
-    squares = (counts * torch.exp2(2 * (exponents.double() - 0.5))).sum(1).tolist()
-    firsts, rows = exponents[:, 0].tolist(), counts.tolist()
-    for place, name in enumerate(names):
+    shift = math.log2(loss_scale)
+    is_flushed = exponents <= math.log2(number_format.smallest_subnormal) - 1 - shift
+    is_subnormal = ~is_flushed & (exponents <= math.log2(number_format.smallest_normal) - shift)
+    is_saturated = exponents - 1 >= math.log2(number_format.max) - shift
+    flushed, subnormal, saturated = (
+        (counts * each).sum(1).tolist() for each in (is_flushed, is_subnormal, is_saturated)
+    )
+    for place, (name, first, row) in enumerate(zip(names, firsts.tolist(), counts.tolist(), strict=True)):
+        is_fp32 = place == len(names) - 1 or kind is TensorKind.parameter_gradient
         yield LayerSample(
             step=step,
             layer=name,
             kind=kind,
-            dtype="fp32" if place == len(names) - 1 or kind is TensorKind.parameter_gradient else compute_dtype,
+            dtype="fp32" if is_fp32 else compute_dtype,
             compute_dtype=compute_dtype,
-            loss_scale=scale,
+            loss_scale=loss_scale,
             stats=TensorStats(
                 numel=numel,
-                zeros=zeros,
+                zeros=num_zeros,
                 amax=amax[place],
                 smallest=smallest[place],
                 sum_of_squares=squares[place],
                 flushed=flushed[place],
-                subnormal=below[place],
-                saturated=beyond[place],
-                exponents=dict(enumerate(rows[place], start=firsts[place])) if histograms else {},
+                subnormal=subnormal[place],
+                saturated=saturated[place],
+                exponents={first + bit: count for bit, count in enumerate(row) if count} if histograms else {},
             ),
         )
 
