@@ -2,8 +2,10 @@
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
@@ -12,10 +14,10 @@ from mp_plugin.environment import environment
 from mp_plugin.run_directory import run_directory
 from mp_plugin.telemetry.layer_sample import LayerSample
 from mp_plugin.telemetry.run_info import RunInfo
+from mp_plugin.telemetry.write_samples import StatsFiles
 
 if TYPE_CHECKING:
     from mp_plugin.precision import AdaptivePrecision
-    from mp_plugin.telemetry.stats_files import StatsFiles
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +54,9 @@ class RunRecording:
         if self._directory is None or not self._trainer.is_global_zero:
             return
         if self._plugin.sampler.is_on:
-            # Here, and not with the first sample, whose time is counted.
-            from mp_plugin.telemetry.stats_files import StatsFiles
-
+            # Here, and not with the first sample, whose time is counted; without pyarrow that one tells of it.
+            with suppress(ImportError):
+                import_module("pyarrow.parquet")
             self._files = StatsFiles(self._directory, run=self.run)
         self._save("running")
 

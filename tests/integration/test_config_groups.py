@@ -91,11 +91,15 @@ def test_the_scaling_can_be_switched(compose):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_telemetry_can_be_switched_and_overridden(compose, option):
     config = compose(f"+precision={option}", "precision/telemetry=none")
-    assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(every_n_steps=0, max_traced=0)
+    assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(
+        every_n_steps=0, gradients=False, max_traced=0
+    )
     config = compose(f"+precision={option}", "precision.telemetry.keep_batches=true")
     assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(keep_batches=True)
     config = compose(f"+precision={option}", "precision/telemetry=full")
-    assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(census=True)
+    assert hydra.utils.instantiate(config.precision).telemetry == Telemetry(
+        activations=True, histograms=True, census=True
+    )
 
 
 def test_the_fallbacks_are_the_agreed_ones():
@@ -243,6 +247,13 @@ def test_schema_and_class_draw_the_same_lines(name, accepted, refused):
     ("name", "accepted", "refused"),
     [
         ("every_n_steps", [0, 100], [-1, 1.5, "all", None]),
+        ("activations", [True, False], [0, "yes", None]),
+        ("gradients", [True, False], [0, "yes", None]),
+        ("histograms", [True, False], [0, "yes", None]),
+        ("max_overhead", [1e-3, 0.01, 1], [0, -0.1, 1.1, "all", None]),
+        ("layer_metrics", ["none", "extremes", "all"], ["some", "", 1, None]),
+        ("drift_every_n_validations", [0, 5], [-1, 1.5, "all", None]),
+        ("drift_batches", [1, 4], [0, 1.5, "all", None]),
         ("max_traced", [0, 20], [-1, 1.5, "all", None]),
         ("directory", [None, "runs/7"], ["", 7, True]),
         ("keep_batches", [True, False], [0, "yes", None]),

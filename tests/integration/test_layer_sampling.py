@@ -136,7 +136,8 @@ def test_training_is_the_same_with_it(precision: str, accumulate: int) -> None:
     plain, plain_losses = run(Telemetry(every_n_steps=0))
     assert_bitwise_equal(watched, plain)
     # The first step is looked at in a run of its own, of which a list of the model's does not know.
-    assert [each for each in losses if each in plain_losses] and losses[-1] == plain_losses[-1]
+    assert [each for each in losses if each in plain_losses]
+    assert losses[-1] == plain_losses[-1]
 
 
 def test_an_accumulated_batch_counts_once() -> None:

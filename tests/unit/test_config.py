@@ -90,6 +90,13 @@ def test_is_frozen_and_keyword_only() -> None:
 def test_telemetry_defaults() -> None:
     assert dataclasses.asdict(Telemetry()) == {
         "every_n_steps": 100,
+        "activations": False,
+        "gradients": True,
+        "histograms": False,
+        "max_overhead": 0.01,
+        "layer_metrics": "extremes",
+        "drift_every_n_validations": 0,
+        "drift_batches": 4,
         "max_traced": 20,
         "directory": None,
         "keep_batches": False,
@@ -132,6 +139,13 @@ def test_fallback_fractions_include_their_ends() -> None:
     assert Fallback(max_fraction=0, underflow_tolerance=1) == Fallback(max_fraction=0.0, underflow_tolerance=1.0)
 
 
+def test_an_unknown_choice_of_layer_metrics_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Telemetry(layer_metrics="some")  # type: ignore[arg-type]
+    accepted = "accepted: 'none', 'extremes', 'all'."
+    assert str(caught.value) == f"Telemetry.layer_metrics='some' is unknown; {accepted}"
+
+
 def test_a_path_becomes_a_string(tmp_path: Path) -> None:
     assert Telemetry(directory=tmp_path).directory == str(tmp_path)  # type: ignore[arg-type]
     assert Telemetry(directory="runs").directory == "runs"
@@ -143,6 +157,15 @@ def test_a_path_becomes_a_string(tmp_path: Path) -> None:
     ("field", "value", "accepted"),
     [
         ("every_n_steps", -1, "a whole number, at least 0"),
+        ("activations", "yes", "True or False"),
+        ("gradients", 1, "True or False"),
+        ("histograms", None, "True or False"),
+        ("max_overhead", 0, "a number, above 0 and at most 1"),
+        ("max_overhead", 1.5, "a number, above 0 and at most 1"),
+        ("max_overhead", float("nan"), "a number, above 0 and at most 1"),
+        ("max_overhead", "1%", "a number, above 0 and at most 1"),
+        ("drift_every_n_validations", -1, "a whole number, at least 0"),
+        ("drift_batches", 0, "a whole number, at least 1"),
         ("max_traced", -1, "a whole number, at least 0"),
         ("max_traced", 2.0, "a whole number, at least 0"),
         ("max_traced", True, "a whole number, at least 0"),
