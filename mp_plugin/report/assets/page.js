@@ -1,0 +1,145 @@
+// The page: unpack, draw, and draw again when the reader picks something else.
+"use strict";
+
+const find = (selector) => document.querySelector(selector);
+const state = { kind: 0, measure: "headroom", layer: 0, samples: "all" };
+let data;
+
+async function start() {
+  if (typeof DecompressionStream === "undefined") {
+    find("#no-charts").hidden = false;
+    return;
+  }
+  try {
+    [data] = await Promise.all([unpackData("data"), loadPlotly("plotly")]);
+  } catch (error) {
+    find("#no-charts").hidden = false;
+    find("#no-charts").append(` (${error})`);
+    return;
+  }
+  document.documentElement.classList.add("has-charts");
+  setUpControls();
+  drawAll();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  matchMedia("(max-width: 640px)").addEventListener("change", drawAll);
+  addEventListener("beforeprint", () => drawAll({ isPrinted: true }));
+  addEventListener("afterprint", drawAll);
+}
+
+function setUpControls() {
+  find("#theme").addEventListener("click", switchTheme);
+  for (const name of ["kind", "measure", "samples"]) {
+    for (const input of document.querySelectorAll(`input[name=${name}]`)) {
+      input.addEventListener("change", () => {
+        state[name] = name === "kind" ? Number(input.value) : input.value;
+        drawLayers();
+      });
+    }
+  }
+  const select = find("#layer");
+  if (!select) return;
+  data.layers.forEach((name, place) => select.add(new Option(shortened(name, 80), place)));
+  state.layer = data.firstLayer;
+  state.kind = data.firstKind;
+  for (const input of document.querySelectorAll("input[name=kind]")) input.checked = Number(input.value) === state.kind;
+  select.addEventListener("change", () => pick(Number(select.value)));
+}
+
+function switchTheme() {
+  const isDark = theme().isDark;
+  document.documentElement.dataset.theme = isDark ? "light" : "dark";
+  drawAll();
+}
+
+function theme() {
+  const style = getComputedStyle(document.documentElement);
+  const value = (name) => style.getPropertyValue(`--${name}`).trim();
+  const names = ["page", "raised", "text", "muted", "rule", "accent", "warm", "danger", "band", "noband", "range", "subrange"];
+  return {
+    ...Object.fromEntries(names.map((name) => [name, value(name)])),
+    font: value("sans"), mono: value("mono"), isDark: value("is-dark") === "1",
+    heat: value("heat").split(" "), size: value("size").split(" "),
+  };
+}
+
+function draw(selector, figure) {
+  const node = find(selector);
+  if (!node) return;
+  const config = { displaylogo: false, responsive: true, displayModeBar: false };
+  const [colors, isNarrow] = [theme(), matchMedia("(max-width: 640px)").matches];
+  const { data: traces, layout } = figure(colors, isNarrow);
+  Plotly.react(node, traces, layout, config);
+}
+
+function drawAll({ isPrinted = false } = {}) {
+  document.documentElement.classList.toggle("is-printed", isPrinted);
+  draw("#scale-chart", (...look) => scaleFigure(data, ...look));
+  drawLayers();
+  for (const node of document.querySelectorAll("[data-drift]")) {
+    draw(`#${node.id}`, (...look) => driftFigure(data, ...look, node.dataset.drift));
+  }
+}
+
+function drawLayers() {
+  if (!find("#heat-chart")) return;
+  draw("#heat-chart", (...look) => heatFigure(data, ...look, state));
+  const node = find("#heat-chart");
+  node.removeAllListeners("plotly_click");
+  node.on("plotly_click", ({ points: [point] }) => {
+    if (point.data.type === "heatmap") pick(point.y);
+  });
+  find("#measure-title").textContent = MEASURES[state.measure].title;
+  drawLayer();
+}
+
+function pick(layer) {
+  state.layer = layer;
+  drawLayers();
+}
+
+function drawLayer() {
+  find("#layer").value = state.layer;
+  find("#layer-name").textContent = data.layers[state.layer];
+  const kind = data.kinds[state.kind];
+  find("#layer-kind").textContent = `${KINDS[kind]}, ${data.dtypes[state.kind][state.layer] || "not sampled"}`;
+  const found = data.histograms.find((each) => each.kind === state.kind && each.layer === state.layer);
+  const histogram = found && { scale: found.newest.scale, ...found[state.samples] };
+  const hasValues = Boolean(histogram && histogram.counts.length);
+  find("#exponent-chart").hidden = !hasValues;
+  find("#no-exponents").hidden = hasValues;
+  if (hasValues) {
+    draw("#exponent-chart", (...look) => exponentFigure(data, ...look, histogram, kind !== "activation"));
+    find("#exponent-note").textContent = exponentNote(found);
+  } else {
+    find("#exponent-note").textContent = "";
+  }
+  fillTable();
+}
+
+function exponentNote(found) {
+  const { samples } = state;
+  if (samples === "all") return `${found.samples.toLocaleString("en-US")} samples together.`;
+  return `Step ${stepRange([found[samples].step, found[samples].step])}.`;
+}
+
+function fillTable() {
+  const width = data.columns.length;
+  const rows = data.columns.map((column, place) => {
+    const row = document.createElement("tr");
+    const head = document.createElement("th");
+    head.scope = "row";
+    head.textContent = stepRange(column);
+    row.append(head);
+    for (const [measure, { text }] of Object.entries(MEASURES)) {
+      const value = cellsOf(data, measure, state.kind)[state.layer * width + place];
+      const cell = document.createElement("td");
+      cell.textContent = text(value);
+      cell.dataset.value = value;
+      row.append(cell);
+    }
+    return row;
+  });
+  find("#layer-table tbody").replaceChildren(...rows);
+}
+
+start();

@@ -1,0 +1,142 @@
+"""What the charts of a page are drawn from."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from mp_plugin.config import Fallback
+from mp_plugin.fallback.layers import is_below
+from mp_plugin.formats import FORMATS
+from mp_plugin.report.embed import packed_data
+from mp_plugin.report.exponents import read_exponents
+from mp_plugin.report.grid import MEASURES, Grid, make_grid
+from mp_plugin.report.scale_history import MAX_POINTS, scale_history
+from mp_plugin.report.words import shown_name
+from mp_plugin.report.worst_layers import WorstLayer, fp32_layers
+from mp_plugin.telemetry.events import Cause, Incident
+from mp_plugin.telemetry.store import Run
+
+DRAWN_FORMATS = ("fp16", "bf16", "e4m3", "e5m2")
+LONGEST_NAME = 300
+SYMBOLS = {
+    Cause.backward: "triangle-up",
+    Cause.forward: "square",
+    Cause.loss: "diamond",
+    Cause.data: "circle",
+    Cause.weights: "x",
+    Cause.unknown: "cross",
+}
+"""Plotly's, by cause, so that colour is not needed to tell them apart."""
+
+
+class PageData:
+    """Numbers of a run, gathered once for the page and its charts.
+
+    Args:
+        run: as read from the disk.
+        tightest: the layer to show first; None for the first one.
+    """
+
+    def __init__(self, run: Run, tightest: WorstLayer | None = None) -> None:
+        self.run = run
+        self.grid = make_grid(run.samples)
+        self.exponents = read_exponents(
+            run.samples,
+            self.grid,
+            number_format=FORMATS["fp16"],
+            underflow_tolerance=Fallback().underflow_tolerance,
+        )
+        islands = fp32_layers(run)
+        in_fp32 = [name for name in self.grid.layers if any(is_below(name, island) for island in islands)]
+        self.scale = scale_history(run, self.grid, self.exponents, in_fp32)
+        self.drift = [event for event in run.events if event.get("event") == "drift" and "step" in event]
+        self._tightest = tightest
+
+    @property
+    def compute_dtype(self) -> str:
+        """That of the newest sample; the format that headroom is measured in."""
+        return str(self.run.samples["compute_dtype"][-1].as_py())
+
+    @property
+    def has_histograms(self) -> bool:
+        """Whether any sample counted exponents."""
+        return bool(self.exponents.histograms)
+
+    @property
+    def marks(self) -> list[dict[str, Any]]:
+        """The incidents as marks on a chart."""
+        return _marks(self.run.incidents)
+
+    @property
+    def cell(self) -> str:
+        """What a cell of the heat map is, in words."""
+        most = max((samples for _, _, samples in self.grid.columns), default=1)
+        return "one sampled step" if most == 1 else f"the worst of up to {most:,} neighbouring samples"
+
+    @property
+    def drift_names(self) -> list[str]:
+        """What was measured against FP32, as the events name it."""
+        skipped = {"version", "step"}
+        names = dict.fromkeys(name for event in self.drift for name in event if name not in skipped)
+        return [name for name in names if any(_is_number(event.get(name)) for event in self.drift)]
+
+    def packed(self) -> str:
+        """Return all of it for the page's own unpacking."""
+        layers = [shown_name(name, LONGEST_NAME) for name in self.grid.layers]
+        first = self._tightest
+        values = {
+            "kinds": self.grid.kinds,
+            "layers": layers,
+            "columns": self.grid.columns,
+            "dtypes": _dtypes(self.run, self.grid),
+            "firstKind": self.grid.kinds.index(first.kind.value) if first else 0,
+            "firstLayer": self.grid.layers.index(first.layer) if first else 0,
+            "histograms": self.exponents.histograms,
+            "formats": {name: asdict(FORMATS[name]) for name in DRAWN_FORMATS},
+            "scale": {"points": self.scale.points, "window": self.scale.window},
+            "marks": self.marks,
+            "symbols": {cause.value: symbol for cause, symbol in SYMBOLS.items()},
+            "drift": [
+                {"step": event["step"]}
+                | {name: event[name] for name in self.drift_names if _is_number(event.get(name))}
+                for event in self.drift
+            ],
+        }
+        return packed_data(values, {measure: self.grid.cells[measure] for measure in MEASURES if self.grid.cells})
+
+
+def _dtypes(run: Run, grid: Grid) -> list[list[str]]:
+    """Return the newest number format of each kind and layer."""
+    rows = np.full(len(grid.kinds) * len(grid.layers), -1)
+    # Rows are by step, and of several the last one is written.
+    rows[grid.kind_of_row * len(grid.layers) + grid.layer_of_row] = np.arange(len(grid.kind_of_row))
+    found = [run.samples["dtype"][row].as_py() if row >= 0 else "" for row in rows.tolist()]
+    return [found[start : start + len(grid.layers)] for start in range(0, len(found), len(grid.layers) or 1)]
+
+
+def _marks(incidents: Iterable[Incident]) -> list[dict[str, Any]]:
+    """Return incidents as marks: neighbours with the same cause share one when there are too many."""
+    everyone = list(incidents)
+    span = max((each.step for each in everyone), default=0) // (MAX_POINTS // len(SYMBOLS)) + 1
+    marks: dict[tuple[int, Cause], dict[str, Any]] = {}
+    for each in everyone:
+        mark = marks.setdefault(
+            (each.step // span, each.cause),
+            {
+                "step": each.step,
+                "scale": each.loss_scale,
+                "cause": each.cause.value,
+                "action": each.action.value,
+                "operator": each.operator and shown_name(each.operator),
+                "layer": each.layer and shown_name(each.layer),
+                "count": 0,
+            },
+        )
+        mark["count"] += 1
+    return list(marks.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
