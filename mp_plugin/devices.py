@@ -1,6 +1,7 @@
 """What a device type can run, and how."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -119,3 +120,31 @@ def allow_tf32() -> Callable[[], None]:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     return undo
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let FP32 matrix products, convolutions and recurrent layers compute in FP32 while the block runs.
+
+    By themselves convolutions on CUDA use TF32, whose fraction is as short as that of fp16.
+    """
+    backends: Any = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        # One setting for each, since torch 2.9; the one for all cannot be read where these were set.
+        owners = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+        before = [owner.fp32_precision for owner in owners]
+        for owner in owners:
+            owner.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            for owner, precision in zip(owners, before, strict=True):
+                owner.fp32_precision = precision
+        return
+    undo = allow_tf32()
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        undo()

@@ -103,6 +103,10 @@ class LayerFallback:
         self.settle()
         return self._disconnect
 
+    def lifted(self) -> AbstractContextManager[None]:
+        """Let no layer be an island while the block runs: what is wholly in FP32 needs none."""
+        return nullcontext() if self._islands is None else self._islands.tried(())
+
     def _is_of(self, module: Module, state: FallbackState) -> bool:
         """Whether a state is of this model, or of another one with the same layers in FP32; warns if not."""
         assert self._islands is not None, "only called while connected"

@@ -18,12 +18,12 @@ from mp_plugin.config import AtMinScale, Fallback, LossScaling, Telemetry
 from mp_plugin.devices import allow_tf32, check_device
 from mp_plugin.errors import ConfigError
 from mp_plugin.explain import Explainer
-from mp_plugin.fit_connections import connect_fit
 from mp_plugin.format_report import FormatReport
 from mp_plugin.fsdp import FSDPCapable
 from mp_plugin.layer_fallback import LayerFallback
 from mp_plugin.layer_sampling import LayerSampler
 from mp_plugin.modes import parse_mode
+from mp_plugin.run_connections import connect_run
 from mp_plugin.run_view import RunView
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
@@ -131,8 +131,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         if self.mode.compute == "tf32":
             self._undo.append(allow_tf32())
         self._undo.append(self.layer_fallback.connect(model, module, self._device_type))
-        if self._is_fitting:
-            connect_fit(self, module, optimizers, self._undo)
+        connect_run(self, module, optimizers, self._undo, is_fitting=self._is_fitting)
         return super().connect(model, optimizers, lr_schedulers)
 
     @override

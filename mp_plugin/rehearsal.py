@@ -29,21 +29,34 @@ def rehearsal(start: StepStart) -> Iterator[None]:
     Loggers get nothing, compiled code runs eagerly, and no hook of Lightning is called.
     """
     module = start.module
-    # A gradient belongs to the part of a weight that this rank holds, and so does what is written to it.
+    # A gradient belongs to the part of a weight that this rank holds.
+    reshard(module)
+    with ExitStack() as undo:
+        undo.callback(_set_gradients_aside(module))
+        undo.callback(_remember_batches(start))
+        undo.enter_context(without_trace(module))
+        undo.enter_context(start.rehearsal())
+        undo.enter_context(torch.enable_grad())
+        start.rewind()
+        yield
+
+
+@contextmanager
+def without_trace(module: "pl.LightningModule") -> Iterator[None]:
+    """Let the block run a step of a module, eagerly and with silent loggers, and take back what it leaves.
+
+    That is: random streams, all tensors that it writes to, and what the module holds. Not gradients.
+    """
+    # What is written to a weight belongs to the part of it that this rank holds.
     reshard(module)
     with ExitStack() as undo:
         undo.callback(capture_random_state(module.device).restore)
         undo.enter_context(unchanged(module))
-        undo.callback(_set_gradients_aside(module))
         undo.callback(_silence_loggers(module.trainer))
-        undo.callback(_remember_batches(start))
-        undo.enter_context(start.rehearsal())
         undo.enter_context(torch.compiler.set_stance("force_eager"))
-        undo.enter_context(torch.enable_grad())
         undo.enter_context(CopyOnWrite())
         # Before copies are put back: the gathered weights of a forward pass without its backward would be among them.
         undo.callback(reset, module)
-        start.rewind()
         yield
 
 

@@ -56,12 +56,15 @@ class IncidentReporter:
             self._alerts.send(self._trainer, incident)
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Write down what happened besides incidents: a layer was given back."""
+        """Report that a layer was given back."""
+        if self._trainer.is_global_zero:
+            log.warning("Step %d: %s %s, and watched.", event["step"], ", ".join(event["layers"]), event["event"])
+        self.write(event)
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Write down what happened besides incidents."""
         self._locate()
-        if not self._trainer.is_global_zero:
-            return
-        log.warning("Step %d: %s %s, and watched.", event["step"], ", ".join(event["layers"]), event["event"])
-        if self._log is not None:
+        if self._trainer.is_global_zero and self._log is not None:
             self._log.append_event(event)
 
     def _print(self, incident: Incident) -> None:

@@ -40,8 +40,10 @@ FLOORS = (
         "scale_sampling",
         "layer_sampling",
         "held_parameters",
-        "fit_connections",
+        "run_connections",
         "run_recording",
+        "drift",
+        "in_fp32",
     },
     {"report", "compare", "cli", "doctor"},
 )

@@ -1,7 +1,7 @@
 """FP32 weights for some layers of a model whose weights are half."""
 
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.nn import Module
@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from mp_plugin.errors import UnsupportedError
 from mp_plugin.fallback.island_class import HALF
 from mp_plugin.fallback.layers import has_forward, layers_by_name, names_of
+from mp_plugin.instance import replace_attribute
 from mp_plugin.parameter_names import plain_name
 
 
@@ -55,6 +56,38 @@ def to_fp32_(layer: Module) -> None:
     """
     # Not a walk over the parameters: some modules keep lists of their own, which `_apply` brings up to date.
     layer._apply(lambda tensor: tensor.float() if tensor.dtype in HALF else tensor)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def all_in_fp32(root: Module) -> Iterator[None]:
+    """Let all fp16 and bf16 parameters and buffers be FP32 while the block runs; then they are what they were.
+
+    Parameters stay the same objects, tied ones stay tied. What the block writes to them is lost. Not for sharded ones.
+
+    Example:
+        >>> net = torch.nn.Linear(2, 1).half()
+        >>> with all_in_fp32(net):
+        ...     net(torch.ones(1, 2)).dtype
+        torch.float32
+        >>> net.weight.dtype
+        torch.float16
+    """
+    with ExitStack() as undo:
+        # An inference tensor cannot be the data of a parameter.
+        with torch.inference_mode(False):
+            for parameter in root.parameters():
+                if parameter.dtype in HALF:
+                    undo.callback(setattr, parameter, "data", parameter.data)
+                    parameter.data = parameter.data.float()
+            for part in root.modules():
+                for name, buffer in part._buffers.items():
+                    if buffer is not None and buffer.dtype in HALF:
+                        undo.callback(part._buffers.__setitem__, name, buffer)
+                        part._buffers[name] = buffer.float()
+                # What a module of Lightning says is its number format.
+                if vars(part).get("_dtype") in HALF:
+                    undo.callback(replace_attribute(part, "_dtype", torch.float32))
+        yield
 
 
 def tied_layers(root: Module, names: Iterable[str]) -> dict[str, str]:

@@ -45,7 +45,7 @@ def refuse_mixed_units(root: Module) -> None:
         UnsupportedError: naming two of the weights, and the way out.
     """
     names = {id(weight): name for name, weight in root.named_parameters()}
-    for group in _groups(root):
+    for group in groups(root):
         formats: dict[torch.dtype, str] = {}
         for weight in (each.sharded_param for each in group.fsdp_params):
             if weight.requires_grad:
@@ -69,7 +69,7 @@ def _gathered_in_half(wrapped: Module) -> dict[Module, torch.dtype]:
             if unit._handle is not None and dtype in HALF:
                 flat: Any = unit._handle.flat_param
                 half |= {info.module: dtype for info in (*flat._param_infos, *flat._shared_param_infos)}
-    for group in _groups(wrapped):
+    for group in groups(wrapped):
         dtype = group.mp_policy.param_dtype
         if dtype in HALF:
             for each in group.fsdp_params:
@@ -78,7 +78,7 @@ def _gathered_in_half(wrapped: Module) -> dict[Module, torch.dtype]:
     return half
 
 
-def _groups(wrapped: Module) -> Iterator[Any]:
+def groups(wrapped: Module) -> Iterator[Any]:
     """Yield the groups of parameters that FSDP2 gathers together; older versions of torch have one for each unit."""
     for unit in units(wrapped):
         state = unit._get_fsdp_state()

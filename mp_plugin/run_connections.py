@@ -1,4 +1,4 @@
-"""What a fit is connected to, and disconnected from when it is torn down."""
+"""What a plugin is connected to in a trainer, and disconnected from when it is torn down."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from mp_plugin.callbacks import PrecisionMonitor, show_in_progress_bar
+from mp_plugin.drift import measure_drift
 from mp_plugin.format_report import FormatReport
 from mp_plugin.instance import replace_attribute
 from mp_plugin.optimizers import refuse_what_cannot_be_scaled
@@ -21,21 +22,29 @@ if TYPE_CHECKING:
     from mp_plugin.precision import AdaptivePrecision
 
 
-def connect_fit(
+def connect_run(
     plugin: "AdaptivePrecision",
     module: "pl.LightningModule",
     optimizers: list[Optimizer],
     undo: list[Callable[[], None]],
+    *,
+    is_fitting: bool,
 ) -> None:
-    """Give a plugin its place in a trainer that fits.
+    """Give a plugin its place in a trainer.
 
     Args:
         plugin: whose parts are connected.
         module: what trains.
         optimizers: with which.
         undo: takes what undoes each connection, at once: a later one may fail.
+        is_fitting: else the trainer only validates, tests or predicts.
     """
     trainer, fallback = module.trainer, plugin.layer_fallback
+    recording = RunRecording(trainer, plugin)
+    reporter = IncidentReporter(trainer, plugin, run=recording.run)
+    undo.append(measure_drift(trainer, plugin, reporter.write))
+    if not is_fitting:
+        return
     if plugin.scaler is not None:
         refuse_what_cannot_be_scaled(module, optimizers)
     plugin.start = StepStart(
@@ -45,13 +54,11 @@ def connect_fit(
         remembers_counts=fallback.may_act,
     )
     undo.append(tell_of_each_batch(trainer.strategy, plugin.start))
-    recording = RunRecording(trainer, plugin)
     monitor = PrecisionMonitor(plugin, recording)
     trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]
     undo.append(partial(trainer.callbacks.remove, monitor))  # type: ignore[attr-defined]
     undo.append(show_in_progress_bar(trainer, plugin))
     undo.append(hold_on_skips(module, plugin.guard))
-    reporter = IncidentReporter(trainer, plugin, run=recording.run)
     undo.append(replace_attribute(plugin.guard, "report", reporter))
     undo.append(replace_attribute(fallback, "report", reporter.tell))
     if recording.is_wanted:
