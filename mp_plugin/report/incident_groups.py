@@ -37,7 +37,7 @@ class IncidentGroup:
     @property
     def culprits(self) -> tuple[str, ...]:
         """The layers that were proved to cure one of them, in the order of their first proof."""
-        return tuple(dict.fromkeys(name for each in self.incidents for name in each.culprits))
+        return tuple(dict.fromkeys(name for each in self.incidents if each.cured for name in each.culprits))
 
 
 def incident_groups(incidents: Iterable[Incident]) -> list[IncidentGroup]:

@@ -9,7 +9,7 @@ from mp_plugin.report.incident_groups import incident_groups, lost_steps
 from mp_plugin.report.lost_to import is_of_format, lost_to, remedy
 from mp_plugin.report.progress import Ending, Progress, progress
 from mp_plugin.report.words import counted, listed, percent, shown_name
-from mp_plugin.report.worst_layers import WorstLayer, fp32_layers, worst_layers
+from mp_plugin.report.worst_layers import TIGHT_BITS, WorstLayer, fp32_layers, worst_layers
 from mp_plugin.telemetry.events import Action, Cause, Incident
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.store import Run
@@ -21,12 +21,6 @@ DESCENT = 15
 STEPS_PER_PROBE = 1000
 """What the search for a loss scale may cost: one way down from 2**15, and now and then an overflow that tells that it
 is high enough. By default it grows every 2,000 steps."""
-
-TIGHT_BITS = 1.0
-"""Below it a value that doubles overflows. Scaled gradients do come as close: their loss scale grows until then."""
-
-MUCH_UNDERFLOW = 0.05
-"""Share of a layer's gradient values; `Fallback.underflow_tolerance` has the same by default."""
 
 
 class Severity(str, Enum):
@@ -150,10 +144,10 @@ def _layers(run: Run, came: Progress) -> tuple[Severity, list[str]]:
     if not layers:
         return Severity.watch, ["without samples its headroom is not known"]
     known = [each for each in layers if each.is_at_risk and each.headroom_bits is not None]
-    vanishing = [each for each in layers if each.is_at_risk and each.kind is not TensorKind.activation]
+    vanishing = [each for each in layers if each.is_at_risk and each.vanishes]
     facts = []
     worst = max(vanishing, key=lambda each: each.mean_underflow, default=None)
-    if worst is not None and worst.mean_underflow > MUCH_UNDERFLOW:
+    if worst is not None:
         facts.append(
             f"but {percent(worst.mean_underflow)} of {shown_name(worst.layer)}'s {_kind(worst)} values underflow"
         )

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 WIDE = ("fp32", "fp64")
 HALF = ("fp16", "bf16")
 
+TIGHT_BITS = 1.0
+"""Below it a value that doubles overflows. Scaled gradients do come as close: their loss scale grows until then."""
+
+MUCH_UNDERFLOW = 0.05
+"""Share of a layer's gradient values; `Fallback.underflow_tolerance` has the same by default."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorstLayer:
@@ -44,12 +50,18 @@ class WorstLayer:
     nans: int
     infs: int
 
+    @property
+    def vanishes(self) -> bool:
+        """Whether much of a gradient underflows. Activations may: the tail of a softmax is no loss."""
+        return self.kind is not TensorKind.activation and self.mean_underflow > MUCH_UNDERFLOW
+
 
 def worst_layers(run: Run, limit: int | None = 10) -> list[WorstLayer]:
     """Return the layers that came closest to an end of the compute dtype, the worst first, each kind by itself.
 
-    First those with NaN, Inf or saturated values, then by least headroom; last those that are not at risk. Of a layer
-    that was moved to FP32 only the samples from before count.
+    First those with NaN, Inf or saturated values; then those whose gradients vanish or whose values are within a bit of
+    overflow; then by least headroom; last those that are not at risk. Of a layer that was moved to FP32 only the
+    samples from before count.
 
     Args:
         run: with any number of samples; takes about a second per million.
@@ -74,7 +86,9 @@ def fp32_layers(run: Run) -> dict[str, str]:
 def _by_danger(layer: WorstLayer) -> tuple[Any, ...]:
     has_broken = bool(layer.nans or layer.infs or layer.saturated)
     headroom = float("inf") if layer.headroom_bits is None else layer.headroom_bits
-    return (not layer.is_at_risk, not has_broken, headroom, -layer.underflow, layer.layer, layer.kind.value)
+    is_in_trouble = layer.vanishes or headroom < TIGHT_BITS
+    rank = 0 if has_broken else 1 if is_in_trouble else 2
+    return (not layer.is_at_risk, rank, headroom, -layer.underflow, layer.layer, layer.kind.value)
 
 
 def _worst_layer(row: dict[str, Any]) -> WorstLayer:
