@@ -15,7 +15,8 @@ from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import gather
 from mp_plugin.scaling.window import ScaleWindow, scale_window
 from mp_plugin.step_start import StepStart
-from mp_plugin.telemetry.gradient_range import GradientRange, gradient_ranges
+from mp_plugin.telemetry.stats_row import gradient_ranges
+from mp_plugin.telemetry.tensor_stats import TensorStats
 
 
 class ScaleSampler:
@@ -96,11 +97,11 @@ class ScaleSampler:
         self.window = self._window(seen, scaler)
         return self.window
 
-    def _window(self, ranges: list[dict[str, GradientRange]], scaler: LossScaler) -> ScaleWindow:
-        layers: dict[str, GradientRange] = {}
+    def _window(self, ranges: list[dict[str, TensorStats]], scaler: LossScaler) -> ScaleWindow:
+        layers: dict[str, TensorStats] = {}
         for each in ranges:
             for name, here in each.items():
-                layers[name] = layers.get(name, GradientRange()).merged(here)
+                layers[name] = layers.get(name, TensorStats()).merged(here)
         return scale_window(
             layers,
             number_format=FORMATS["fp16"],
@@ -112,7 +113,7 @@ class ScaleSampler:
 
 def _ranges(
     module: "pl.LightningModule", fp32_layers: tuple[str, ...], parameters: Collection[int] | None = None
-) -> dict[str, GradientRange]:
+) -> dict[str, TensorStats]:
     """Return the ranges of the gradients of a module, or of those of its parameters with these identities."""
     grads = [
         (plain_name(name).rpartition(".")[0], parameter.grad)
@@ -122,7 +123,7 @@ def _ranges(
     return gradient_ranges([(layer, grad) for layer, grad in grads if not _is_inside(layer, fp32_layers)])
 
 
-def _ranges_in_fp32(start: StepStart, fp32_layers: tuple[str, ...]) -> dict[str, GradientRange]:
+def _ranges_in_fp32(start: StepStart, fp32_layers: tuple[str, ...]) -> dict[str, TensorStats]:
     module = start.module
     with rehearsal(start):
         for batch in start.window:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mp_plugin.formats import Format
-from mp_plugin.telemetry.gradient_range import GradientRange
+from mp_plugin.telemetry.tensor_stats import TensorStats
 
 Bounds = tuple[float, float]
 """Lowest and highest loss scale; none fits if the lowest is above the highest."""
@@ -36,7 +36,7 @@ class ScaleWindow:
 
 
 def scale_window(
-    layers: Mapping[str, GradientRange],
+    layers: Mapping[str, TensorStats],
     *,
     number_format: Format,
     underflow_tolerance: float,
@@ -60,7 +60,7 @@ def scale_window(
 
     Example:
         >>> from mp_plugin.formats import FORMATS
-        >>> layers = {"stem": GradientRange(amax=2.0**10, exponents={10: 9}), "head": GradientRange(exponents={-33: 9})}
+        >>> layers = {"stem": TensorStats(amax=2.0**10, exponents={10: 9}), "head": TensorStats(exponents={-33: 9})}
         >>> limits = {"underflow_tolerance": 0.05, "min_scale": 1.0, "max_scale": 2.0**24}
         >>> scale_window(layers, number_format=FORMATS["fp16"], **limits)  # doctest: +NORMALIZE_WHITESPACE
         ScaleWindow(lowest=512.0, highest=32.0, by_layer={'stem': (1.0, 32.0), 'head': (512.0, 16777216.0)},
@@ -79,7 +79,7 @@ def scale_window(
     return ScaleWindow(lowest=lowest, highest=highest, by_layer=by_layer, emptied_by=emptied_by)
 
 
-def _highest(gradients: GradientRange, number_format: Format) -> float:
+def _highest(gradients: TensorStats, number_format: Format) -> float:
     """Largest power of two by which the largest gradient can be multiplied."""
     if gradients.non_finite:
         return 0.0
@@ -90,7 +90,7 @@ def _highest(gradients: GradientRange, number_format: Format) -> float:
     return math.ldexp(1.0, max_exponent - exponent - (mantissa > max_mantissa))
 
 
-def _lowest(gradients: GradientRange, number_format: Format, tolerance: float) -> float:
+def _lowest(gradients: TensorStats, number_format: Format, tolerance: float) -> float:
     """Smallest power of two at which the share of values that vanish is tolerated."""
     total = sum(gradients.exponents.values())
     num_vanished = 0

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mp_plugin.formats import FORMATS
 from mp_plugin.scaling.window import scale_window
-from mp_plugin.telemetry.gradient_range import GradientRange, gradient_ranges
+from mp_plugin.telemetry.stats_row import gradient_ranges
+from mp_plugin.telemetry.tensor_stats import TensorStats
 
 FP16 = FORMATS["fp16"]
 LIMITS: dict[str, Any] = {"underflow_tolerance": 0.05, "min_scale": 1.0, "max_scale": 2.0**24}
@@ -118,7 +119,7 @@ def test_no_layers_leave_the_limits():
 
 @pytest.mark.parametrize("name", ["bf16", "fp32"])
 def test_a_format_with_the_range_of_fp32_fits_what_fp16_does_not(name):
-    layers = {"stem": GradientRange(amax=2.0**60, exponents={60: 9}), "head": GradientRange(exponents={-99: 9})}
+    layers = {"stem": TensorStats(amax=2.0**60, exponents={60: 9}), "head": TensorStats(exponents={-99: 9})}
     assert not scale_window(layers, number_format=FORMATS[name], **LIMITS).is_empty
     assert scale_window(layers, number_format=FP16, **LIMITS).is_empty
 
