@@ -26,8 +26,8 @@ from mp_plugin.telemetry.layer_probes import LayerProbes, sampled_layers
 from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
 from mp_plugin.telemetry.sample_budget import SampleBudget
 from mp_plugin.telemetry.sample_rows import Found, SampleRows, merged
+from mp_plugin.telemetry.stats_row import stats_row
 from mp_plugin.telemetry.stopwatch import Stopwatch
-from mp_plugin.telemetry.tensor_stats import stats_row
 from mp_plugin.telemetry.training_clock import TrainingClock
 
 log = logging.getLogger(__name__)

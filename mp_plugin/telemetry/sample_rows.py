@@ -8,7 +8,8 @@ from torch import Tensor
 from mp_plugin.telemetry.census import least_precise
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.reason import FORMAT_NAMES
-from mp_plugin.telemetry.tensor_stats import TensorStats, stats_of
+from mp_plugin.telemetry.stats_row import stats_of
+from mp_plugin.telemetry.tensor_stats import TensorStats
 
 Key = tuple[str, TensorKind]
 Found = dict[Key, tuple[str, TensorStats]]
@@ -20,7 +21,7 @@ class SampleRows:
 
     Example:
         >>> from mp_plugin.formats import FORMATS
-        >>> from mp_plugin.telemetry.tensor_stats import stats_row
+        >>> from mp_plugin.telemetry.stats_row import stats_row
         >>> rows, values = SampleRows(), torch.ones(3, dtype=torch.bfloat16)
         >>> row = stats_row(values, compute=FORMATS["bf16"], histogram=False)
         >>> rows.add("head", TensorKind.activation, values.dtype, row)

@@ -75,38 +75,3 @@ class TensorStats:
             saturated=self.saturated + other.saturated,
             exponents=dict(sorted((Counter(self.exponents) + Counter(other.exponents)).items())),
         )
-
-
-def stats_row(values, *, compute, carried_scale=1.0, loss_scale=1.0, histogram):  # STUB
-    import torch
-
-    x = values.detach().double().reshape(-1).abs() / carried_scale
-    fin = torch.isfinite(x)
-    f = x[fin]
-    nz = f[f > 0]
-    s = nz * loss_scale
-    head = [x.numel(), (f == 0).sum(), x.isnan().sum(), x.isinf().sum(), f.max() if f.numel() else 0.0]
-    head += [nz.min() if nz.numel() else 0.0, (f**2).sum(), (s <= compute.smallest_subnormal / 2).sum()]
-    head += [((s > compute.smallest_subnormal / 2) & (s < compute.smallest_normal)).sum(), (s > compute.max).sum()]
-    row = torch.tensor([float(each) for each in head], dtype=torch.float64)
-    if histogram:
-        e = torch.ceil(torch.log2(nz)).clamp(-149, 128) + 149
-        row = torch.cat([row, torch.bincount(e.long(), minlength=278).double()])
-    return row
-
-
-def stats_of(row):  # STUB
-    n, z, nan, inf, amax, small, ss, fl, sub, sat, *bins = row
-    return TensorStats(
-        numel=int(n),
-        zeros=int(z),
-        nans=int(nan),
-        infs=int(inf),
-        amax=amax,
-        smallest=small or None,
-        sum_of_squares=ss,
-        flushed=int(fl),
-        subnormal=int(sub),
-        saturated=int(sat),
-        exponents={i - 149: int(c) for i, c in enumerate(bins) if c},
-    )
