@@ -183,3 +183,23 @@ def test_no_hook_is_installed_in_a_healthy_step(precision: str) -> None:
     quiet_trainer(plugins=[plugin]).fit(model, regression_data())
     assert [incident.traced for incident in plugin.incidents] == [True, False]
     assert model.looked == (16 if precision != "fp16" else 14)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_step_that_is_not_sampled_runs_nothing_for_samples(precision: str) -> None:
+    full = Telemetry(activations=True, histograms=True, max_overhead=1)
+    plugin = AdaptivePrecision(precision, telemetry=full)
+    sampled = count(plugin, torch.optim.SGD)
+    assert plugin.sampler.budget.taken == 1  # the first step, long before the one that is counted
+    plain = count(AdaptivePrecision(precision, telemetry=Telemetry(every_n_steps=0)), torch.optim.SGD)
+    assert sampled.all == plain.all
+    assert sampled.on_gradients == plain.on_gradients
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_sampled_step_waits_no_more_than_another(precision: str) -> None:
+    full = Telemetry(every_n_steps=1, activations=True, histograms=True, max_overhead=1)
+    plugin = AdaptivePrecision(precision, telemetry=full)
+    sampled = count(plugin, torch.optim.SGD)
+    assert plugin.sampler.budget.taken == 8
+    assert waits(sampled) == waits(count(AdaptivePrecision(precision), torch.optim.SGD))
