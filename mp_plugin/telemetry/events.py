@@ -103,7 +103,7 @@ class Incident:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the incident as plain JSON values; NaN and Inf, for which JSON has no number, as `"nan"`, `"inf"`."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return {name: json_values(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Incident":
@@ -151,13 +151,17 @@ class Incident:
 _NUMBERS = ("loss_scale", "amax_in", "amax_out")
 
 
-def _plain(value: Any) -> Any:
+def json_values(value: Any) -> Any:
+    """Return a value as plain JSON ones; NaN and Inf, for which JSON has no number, as `"nan"`, `"inf"`.
+
+    What JSON does not know at all is returned as it is.
+    """
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): json_values(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [json_values(each) for each in value]
     return value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mp_plugin.errors import TelemetryError
 
-TRACES = ("run.json", "stats", "incidents.jsonl", "census.json")
+TRACES = ("run.json", "stats/part-*", "incidents.jsonl", "census.json")
 """What a run's `telemetry/` holds, each of them if there was reason to write it."""
 
 MAX_DEPTH = 6
@@ -26,30 +26,38 @@ def find_run(path: str | os.PathLike[str]) -> Path:
     Raises:
         TelemetryError: if there is none, or several.
     """
-    given = Path(path).expanduser()
-    if not given.exists():
-        raise TelemetryError(f"{given} does not exist; accepted: the directory of a run.")
-    if not given.is_dir():
-        raise TelemetryError(f"{given} is a file; accepted: the directory of a run.")
-    inside = given.resolve()
-    if inside.name == "telemetry" and _holds_telemetry(inside.parent):
-        return inside.parent if given.name in ("", "..") else given.parent
+    given = Path(os.path.expanduser(path))
+    if not os.path.isdir(given):
+        problem = "is a file" if os.path.exists(given) else "does not exist"
+        raise TelemetryError(f"{given} {problem}; accepted: the directory of a run.")
+    for folder in (given, given.resolve()):  # the second for `.`, and for a link that leads here
+        if folder.name == "telemetry" and _holds_telemetry(folder.parent):
+            return folder.parent
     runs = [given] if _holds_telemetry(given) else list(_runs_below(given))
     if not runs:
         traces = ", ".join(f"telemetry/{name}" for name in TRACES)
         raise TelemetryError(
-            f"{given} is not the directory of a run, nor above one: no {traces}, {MAX_DEPTH} levels down."
+            f"{given} holds no run: none of {traces} there, nor up to {MAX_DEPTH} levels below it; "
+            "accepted: the directory of a run, or one above it."
         )
     if len(runs) > 1:
-        newest = sorted(runs, key=lambda run: run.joinpath("telemetry").stat().st_mtime, reverse=True)
+        runs.sort(key=_changed, reverse=True)
         more = f" and {len(runs) - LISTED_RUNS} more" if len(runs) > LISTED_RUNS else ""
-        listed = ", ".join(map(str, newest[:LISTED_RUNS]))
-        raise TelemetryError(f"{given} holds {len(runs)} runs; accepted: one of them. Newest first: {listed}{more}.")
+        listed = ", ".join(map(str, runs[:LISTED_RUNS]))
+        raise TelemetryError(f"{given} holds {len(runs)} runs; accepted: one of them, newest first {listed}{more}.")
     return runs[0]
 
 
 def _holds_telemetry(directory: Path) -> bool:
-    return any((directory / "telemetry" / name).exists() for name in TRACES)
+    telemetry = directory / "telemetry"
+    return os.path.isdir(telemetry) and any(any(telemetry.glob(name)) for name in TRACES)
+
+
+def _changed(run: Path) -> float:
+    try:
+        return os.path.getmtime(run / "telemetry")
+    except OSError:  # gone meanwhile
+        return 0.0
 
 
 def _runs_below(top: Path) -> Iterator[Path]:
@@ -59,7 +67,10 @@ def _runs_below(top: Path) -> Iterator[Path]:
         directory, depth = waiting.popleft()
         searched += 1
         if searched > MAX_DIRECTORIES:
-            raise TelemetryError(f"{top} holds more than {MAX_DIRECTORIES:,} directories; accepted: that of a run.")
+            raise TelemetryError(
+                f"{top} holds more than {MAX_DIRECTORIES:,} directories, too many to search; "
+                "accepted: the directory of a run, or one a few levels above it."
+            )
         if depth and _holds_telemetry(directory):
             yield directory
         elif depth < MAX_DEPTH:

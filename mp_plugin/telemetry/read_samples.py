@@ -1,5 +1,7 @@
 """The samples of a run, read from its Parquet parts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +10,10 @@ import pyarrow.parquet as pq
 
 from mp_plugin.errors import TelemetryError
 from mp_plugin.telemetry.stats_files import SCHEMA, SCHEMA_VERSION, VERSION_KEY
+
+NEVER_NULL = tuple(
+    name for name in SCHEMA.names if name not in ("smallest", "headroom_bits", "lowest_exponent", "exponent_counts")
+)
 
 
 class _LaterRelease(TelemetryError):
@@ -30,32 +36,52 @@ def read_samples(directory: Path) -> tuple[pa.Table, list[tuple[Path, str]]]:
     parts: list[pa.Table] = []
     damaged: list[tuple[Path, str]] = []
     later: list[str] = []
-    for path in sorted(directory.glob("part-*.parquet")):
-        try:
-            parts.append(_read_part(path))
-        except _LaterRelease as error:
-            later.append(f"{path} {error}")
-            damaged.append((path, str(error)))
-        except Exception as error:  # what a damaged file makes of its reader is not ours to know
-            damaged.append((path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
-    if later and not parts:
-        raise TelemetryError(f"{later[0]}.")
-    rows = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
-    return _in_order(_newest(rows)), damaged
+    with _thrifty():
+        for path in sorted(directory.glob("part-*.parquet")):
+            try:
+                parts.append(_read_part(path))
+            except _LaterRelease as error:
+                later.append(f"{path} {error}")
+                damaged.append((path, str(error)))
+            except TelemetryError as error:
+                damaged.append((path, str(error)))
+            except Exception as error:  # what a damaged file makes of its reader is not ours to know
+                reason = " ".join(str(error).split())[:200]
+                damaged.append((path, f"cannot be read ({type(error).__name__}: {reason})"))
+        if later and not parts:
+            raise TelemetryError(f"{later[0]}.")
+        return _in_order(_newest(pa.concat_tables([SCHEMA.empty_table(), *parts]))), damaged
+
+
+@contextmanager
+def _thrifty() -> Iterator[None]:
+    """Have pyarrow ask the system for memory: its own allocator keeps as much again as the samples take."""
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(usual)
 
 
 def _read_part(path: Path) -> pa.Table:
+    if not path.is_file():  # to open a named pipe would wait for ever
+        raise TelemetryError("is not a file")
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        version = (file.schema_arrow.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
+        schema = file.schema_arrow
+        version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
         if version.isdecimal() and int(version) > SCHEMA_VERSION:
-            raise _LaterRelease(f"has schema version {version}; this release of mp_plugin reads {SCHEMA_VERSION}")
+            raise _LaterRelease(
+                f"is of a later release of mp_plugin: it has schema version {version}; accepted: {SCHEMA_VERSION}"
+            )
         if version != str(SCHEMA_VERSION):
             raise TelemetryError(f"has schema version {version}; accepted: {SCHEMA_VERSION}")
-        missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
-        if missing:
-            raise TelemetryError(f"lacks {', '.join(missing)}")
+        if missing := [name for name in SCHEMA.names if name not in schema.names]:
+            raise TelemetryError(f"lacks the columns {', '.join(missing)}")
         table = file.read(columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
     table.validate(full=True)
+    if without := [name for name in NEVER_NULL if table[name].null_count]:
+        raise TelemetryError(f"has rows without {', '.join(without)}")
     return table
 
 

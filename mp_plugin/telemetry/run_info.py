@@ -2,11 +2,12 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mp_plugin.errors import TelemetryError
+from mp_plugin.telemetry.events import json_values
 from mp_plugin.whole_file import write_whole
 
 INFO_VERSION = 1
@@ -34,19 +35,15 @@ class RunInfo:
     """What `AdaptivePrecision.summary()` returned: steps, skips, loss scale, incidents, layers in FP32, scale window,
     and under `telemetry` the samples: `taken`, `left_out`, `seconds`, `training_seconds`, `share`."""
 
-    @staticmethod
-    def path(directory: str | os.PathLike[str]) -> Path:
-        """Return where a run in this directory has it."""
-        return Path(directory) / "telemetry" / "run.json"
-
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write it below the directory of a run, whole or not at all.
+        """Write it below the directory of a run, whole or not at all: who reads meanwhile has the former one.
 
         Raises:
             OSError: when the file cannot be written.
         """
-        text = json.dumps({"version": INFO_VERSION, **asdict(self)}, indent=2, default=repr)
-        write_whole(self.path(directory), text + "\n")
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        text = json.dumps(json_values({"version": INFO_VERSION, **values}), indent=2, allow_nan=False, default=repr)
+        write_whole(path_of(directory), text + "\n")
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "RunInfo":
@@ -54,18 +51,34 @@ class RunInfo:
 
         Raises:
             TelemetryError: for a file that is missing, damaged, or of another version.
+
+        Example:
+            >>> RunInfo.load("runs/none")
+            Traceback (most recent call last):
+            mp_plugin.errors.TelemetryError: runs/none/telemetry/run.json cannot be read (No such file or directory).
         """
+        path = path_of(directory)
         try:
-            values = json.loads(cls.path(directory).read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise TelemetryError(f"run.json cannot be read ({error.strerror or error}).") from error
-        except (ValueError, RecursionError) as error:
-            raise TelemetryError("run.json is not JSON.") from error
+            raise TelemetryError(f"{path} cannot be read ({error.strerror or error}).") from error
+        except (ValueError, RecursionError) as error:  # a thousand brackets
+            raise TelemetryError(f"{path} is not JSON ({type(error).__name__}: {error}).") from error
         version = values.get("version") if isinstance(values, dict) else None
         if version != INFO_VERSION:
-            raise TelemetryError(f"run.json has version={version!r}; accepted: {INFO_VERSION}.")
-        known = {each.name: values[each.name] for each in fields(cls) if each.name in values}
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise TelemetryError(f"run.json is incomplete ({error}).") from error
+            raise TelemetryError(f"{path} has version={version!r}; accepted: {INFO_VERSION}.")
+        known = {}
+        for each in fields(cls):
+            accepted = dict if each.default_factory is not MISSING else str
+            known[each.name] = values.get(each.name, None if accepted is str else {})
+            if not isinstance(known[each.name], accepted):
+                raise TelemetryError(f"{path} has {each.name}={known[each.name]!r}; accepted: {_IN_WORDS[accepted]}.")
+        return cls(**known)
+
+
+_IN_WORDS = {str: "a text", dict: "a table"}
+
+
+def path_of(directory: str | os.PathLike[str]) -> Path:
+    """Return where a run in this directory has its `run.json`."""
+    return Path(directory) / "telemetry" / "run.json"

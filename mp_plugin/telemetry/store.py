@@ -10,7 +10,7 @@ from mp_plugin.fallback.precision_map import FILE_NAME, PrecisionMap
 from mp_plugin.telemetry.events import Incident
 from mp_plugin.telemetry.find_run import find_run
 from mp_plugin.telemetry.incident_log import IncidentLog, read_incidents, read_lines
-from mp_plugin.telemetry.run_info import RunInfo
+from mp_plugin.telemetry.run_info import RunInfo, path_of
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -95,13 +95,13 @@ def _read_incident_log(path: Path) -> tuple[list[Incident], list[dict[str, Any]]
 
 
 def _read_info(directory: Path) -> tuple[RunInfo | None, list[Damage]]:
-    path = RunInfo.path(directory)
+    path = path_of(directory)
     if not path.exists():
         return None, []
     try:
         return RunInfo.load(directory), []
     except TelemetryError as error:
-        return None, [(path, str(error))]
+        return None, [(path, _without(f"{path} ", error))]
 
 
 def _read_map(path: Path) -> tuple[PrecisionMap | None, list[Damage]]:
@@ -110,4 +110,9 @@ def _read_map(path: Path) -> tuple[PrecisionMap | None, list[Damage]]:
     try:
         return PrecisionMap.load(path), []
     except ConfigError as error:
-        return None, [(path, str(error))]
+        return None, [(path, _without(f"The precision map {path} ", error))]
+
+
+def _without(path: str, error: Exception) -> str:
+    """Return what an error says of a file, which is named beside it."""
+    return str(error).removeprefix(path).removesuffix(".")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mp_plugin.fallback.layer_format import LayerFormat
 from mp_plugin.fallback.precision_map import FILE_NAME, PrecisionMap
-from mp_plugin.formats import FORMATS, Format
+from mp_plugin.formats import FORMATS
 from mp_plugin.modes import MODES
 from mp_plugin.telemetry.events import Action, Cause, Direction, Incident
 from mp_plugin.telemetry.incident_log import IncidentLog
@@ -23,7 +23,7 @@ RUN = "2026-02-03T04:05:06.789+00:00"
 EVERY_N_STEPS = 100
 
 DRIFTING, UNDERFLOWING = 1, 2
-"""Places of the layer that comes close to overflow, and of the one that vanishes; the last layer is in FP32."""
+"""Places of the layer that comes close to overflow in fp16, and of the one that vanishes there."""
 
 HOSTILE_NAMES = (
     "<script>alert(1)</script>",
@@ -69,8 +69,8 @@ def record_run(
 ) -> Path:
     """Write a run through the writers that training uses; a second call adds a session.
 
-    Layer 1 drifts towards overflow, layer 2 underflows, the last one is in FP32; the loss scale is lowered by each
-    incident and raised once. A histogram has as many values as its row has finite values that are not zero.
+    Layer 1 drifts to where fp16 overflows, layer 2 is where it underflows, the last one is in FP32; the loss scale of
+    an fp16 run is lowered by each incident and raised once. The numbers of a row agree with its histogram.
 
     Args:
         directory: of the run.
@@ -109,7 +109,7 @@ def record_run(
         samples: list[LayerSample] = []
         for row, kind in enumerate(kinds):
             scale = 1.0 if kind is TensorKind.activation else scales.at(step)
-            deviations = _deviations(kind, base[row], progress, FORMATS[compute_dtype], math.log2(scale), generator)
+            deviations = _deviations(kind, base[row], progress, math.log2(scale), generator)
             samples += _samples(step, kind, names, deviations, compute_dtype, scale, histograms, numel, generator)
         by_layer = [samples[start :: len(names)] for start in range(len(names))]
         files.append([sample for layer in by_layer for sample in layer])
@@ -140,18 +140,16 @@ class _Scales:
         return max(self._first * 2.0**changes, 1.0)
 
 
-def _deviations(
-    kind: TensorKind, base: Tensor, progress: float, number_format: Format, shift: float, generator: torch.Generator
-) -> Tensor:
+def _deviations(kind: TensorKind, base: Tensor, progress: float, shift: float, generator: torch.Generator) -> Tensor:
     """Log2 of the standard deviation of each layer's values."""
     noise = torch.randn(len(base), generator=generator, dtype=torch.float64)
     typical = {TensorKind.activation: 0.0, TensorKind.activation_gradient: -18.0, TensorKind.parameter_gradient: -15.0}
     deviations = base + 0.2 * noise + typical[kind]
     if len(base) > DRIFTING:
-        near = math.log2(number_format.max) - shift - _LARGEST - 1
+        near = math.log2(FORMATS["fp16"].max) - shift - _LARGEST - 1
         deviations[DRIFTING] += progress * (near - deviations[DRIFTING])
     if len(base) > UNDERFLOWING:
-        flushes = math.log2(number_format.smallest_subnormal) - 1 - shift
+        flushes = math.log2(FORMATS["fp16"].smallest_subnormal) - 1 - shift
         deviations[UNDERFLOWING] = flushes + 1.5 + 0.2 * noise[UNDERFLOWING]
     return deviations
 
@@ -181,9 +179,9 @@ def _samples(
     highest = exponents.where(is_full, -10_000).amax(1)
     lowest = exponents.where(is_full, 10_000).amin(1)
     within = 0.9 * torch.rand(2, len(names), generator=generator, dtype=torch.float64)
-    amax = torch.exp2(highest - within[0]).tolist()
-    smallest = torch.exp2(lowest - within[1]).tolist()
-    squares = (counts * torch.exp2(2 * (exponents - 0.5))).sum(1).tolist()
+    amax = torch.exp2(highest.double() - within[0]).tolist()
+    smallest = torch.exp2(lowest.double() - within[1]).tolist()
+    squares = (counts * torch.exp2(2 * (exponents.double() - 0.5))).sum(1).tolist()
     number_format = FORMATS[compute_dtype]
     shift = math.log2(loss_scale)
     is_flushed = exponents <= math.log2(number_format.smallest_subnormal) - 1 - shift
