@@ -64,12 +64,10 @@ def read_exponents(samples: "Table", grid: Grid, *, number_format: Format, under
 
 def _unpacked(samples: "Table") -> Iterator[tuple[Ints, Ints, Ints, Floats]]:
     """Yield rows that have a histogram, and one entry per count: place of its row among these, exponent, count."""
-    lists = samples["exponent_counts"].combine_chunks()
-    has_histogram = np.asarray(lists.is_valid().to_numpy(zero_copy_only=False))
     lowest = numbers(samples, "lowest_exponent")
     for start in range(0, samples.num_rows, ROWS_AT_ONCE):
-        part = lists.slice(start, ROWS_AT_ONCE)
-        rows = start + np.flatnonzero(has_histogram[start : start + ROWS_AT_ONCE])
+        part = samples["exponent_counts"].slice(start, ROWS_AT_ONCE).combine_chunks()
+        rows = start + np.flatnonzero(part.is_valid().to_numpy(zero_copy_only=False))
         part = part.drop_null()
         lengths = part.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
         counts = part.flatten().to_numpy(zero_copy_only=False).astype(np.float64)

@@ -81,7 +81,7 @@ def numbers(samples: "Table", name: str, dtype: Any = np.float64) -> NDArray[Any
 
 def codes(samples: "Table", name: str) -> tuple[list[str], Ints]:
     """Return the different values of a column, in the order in which they first appear, and which one each row has."""
-    encoded = samples[name].combine_chunks().dictionary_encode()
+    encoded = samples[name].dictionary_encode().combine_chunks()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 

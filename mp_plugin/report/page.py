@@ -11,10 +11,12 @@ from plotly.offline import get_plotlyjs
 from mp_plugin._version import __version__
 from mp_plugin.report.embed import packed
 from mp_plugin.report.incident_groups import incident_groups
-from mp_plugin.report.page_data import DRAWN_FORMATS, LONGEST_NAME, PageData
+from mp_plugin.report.page_advice import page_advice
+from mp_plugin.report.page_data import PageData
 from mp_plugin.report.page_words import FILTERS, figures, layers_by_format, session
 from mp_plugin.report.verdict import verdict
 from mp_plugin.report.worst_layers import worst_layers
+from mp_plugin.telemetry.advise import JUDGED
 from mp_plugin.telemetry.store import Run
 
 ASSETS = Path(__file__).parent / "assets"
@@ -59,8 +61,8 @@ def build_page(run: Run) -> str:
         num_groups=len(incident_groups(run.incidents)),
         newest_incidents=run.incidents[-LISTED_INCIDENTS:],
         by_format=layers_by_format(run),
-        formats=DRAWN_FORMATS,
-        longest_name=LONGEST_NAME,
+        judged=JUDGED,
+        page_advice=page_advice(run),
         style=(ASSETS / "page.css").read_text(encoding="utf-8"),
         script=script,
         packed_data=data.packed(),

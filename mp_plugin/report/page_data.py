@@ -20,6 +20,7 @@ from mp_plugin.telemetry.store import Run
 
 DRAWN_FORMATS = ("fp16", "bf16", "e4m3", "e5m2")
 LONGEST_NAME = 300
+DRIFT = ("logits_relative_error", "changed_predictions", "loss_difference")
 SYMBOLS = {
     Cause.backward: "triangle-up",
     Cause.forward: "square",
@@ -78,9 +79,7 @@ class PageData:
     @property
     def drift_names(self) -> list[str]:
         """What was measured against FP32, as the events name it."""
-        skipped = {"version", "step"}
-        names = dict.fromkeys(name for event in self.drift for name in event if name not in skipped)
-        return [name for name in names if any(_is_number(event.get(name)) for event in self.drift)]
+        return [name for name in DRIFT if any(_is_number(event.get(name)) for event in self.drift)]
 
     def packed(self) -> str:
         """Return all of it for the page's own unpacking."""
