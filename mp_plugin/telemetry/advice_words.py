@@ -88,8 +88,8 @@ def limits_in_words(histograms: Collection[LayerHistogram], *, computed_in: Coll
     if TensorKind.activation_gradient not in kinds and TensorKind.parameter_gradient in kinds:
         limits.append("Backward is judged by the gradients of parameters, as those of activations were not sampled.")
     limits.append(
-        "8 bits are judged with a scale for each tensor, constant over the run. Weights are not sampled. Range is "
-        "judged here, not accuracy."
+        "8 bits are judged with a scale for each tensor, constant over the run. Weights, and steps between samples, "
+        "are not seen. Range is judged here, not accuracy."
     )
     return tuple(limits)
 

@@ -1,0 +1,76 @@
+"""Write advice down as what another run can be started with: a precision map, and a Hydra config that uses it."""
+
+import os
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]  # its types are a package of their own
+
+from mp_plugin.errors import ConfigError
+from mp_plugin.fallback.precision_map import FILE_NAME
+from mp_plugin.telemetry.advise import Advice
+from mp_plugin.telemetry.advised_map import advised_map
+from mp_plugin.telemetry.store import Run
+from mp_plugin.whole_file import write_whole
+
+CONFIG = Path("precision") / "advised.yaml"
+"""Below the directory, where Hydra finds it as `precision=advised`."""
+
+MARGIN = 4.0
+"""By how much the first loss scale is below the highest that fits: steps between samples have larger gradients."""
+
+HEADER = """\
+# @package _global_
+# Written by `mp-plugin advise`. Use: python train.py --config-dir {directory} precision=advised
+"""
+
+
+def write_advice(
+    run: Run, advice: Advice, directory: str | os.PathLike[str], *, overwrite: bool = False
+) -> tuple[Path, Path]:
+    """Write `precision_map.yaml` and `precision/advised.yaml` below a directory.
+
+    Args:
+        run: that the advice is about.
+        advice: on it.
+        directory: is made if it is not there.
+        overwrite: whether files may be replaced.
+
+    Returns:
+        The paths of the map and of the config.
+
+    Raises:
+        ConfigError: for a file that is there already, without `overwrite`; and where nothing can be written.
+        TelemetryError: as `advised_map`.
+    """
+    found = advised_map(run, advice)
+    # The config names the map from wherever Hydra runs its job.
+    directory = Path(directory).absolute()
+    map_path, config_path = directory / FILE_NAME, directory / CONFIG
+    for path in (map_path, config_path):
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} is there already; accepted: another directory, or --force to replace it.")
+    try:
+        found.save(map_path)
+        write_whole(config_path, config_text(advice, map_path))
+    except OSError as error:
+        raise ConfigError(
+            f"{directory} cannot be written to ({error.strerror or error}); accepted: a directory that can."
+        ) from error
+    return map_path, config_path
+
+
+def config_text(advice: Advice, map_path: Path) -> str:
+    """Return a config of Hydra's group `precision` that runs in fp16 with a map.
+
+    Args:
+        advice: of which the loss scale is taken, if it knows one.
+        map_path: absolute.
+    """
+    # OmegaConf would resolve what looks like an interpolation.
+    precision: dict[str, object] = {"fallback": {"map": str(map_path).replace("${", r"\${")}}
+    if advice.loss_scales is not None:
+        scales = advice.loss_scales
+        precision["scaling"] = {"init_scale": max(scales.highest / MARGIN, scales.lowest)}
+    values = {"defaults": ["fp16", "_self_"], "precision": precision}
+    body: str = yaml.safe_dump(values, sort_keys=False, width=2**30, allow_unicode=True)
+    return HEADER.format(directory=map_path.parent) + body
