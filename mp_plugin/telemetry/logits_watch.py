@@ -24,6 +24,7 @@ class LogitsWatch:
         root: the module whose step is watched; it has to run eagerly.
 
     Example:
+        >>> import torch
         >>> class Classifier(Module):
         ...     def __init__(self):
         ...         super().__init__()
