@@ -1,12 +1,20 @@
 """The `mp-plugin` command. Torch is imported by the commands that need it, not by `--help`."""
 
+import io
+import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mp_plugin._version import __version__
-from mp_plugin.errors import MpPluginError
+from mp_plugin.errors import ConfigError, MpPluginError
+
+if TYPE_CHECKING:
+    from mp_plugin.telemetry.store import Run
+
+LISTED_DAMAGED = 10
 
 app = typer.Typer(
     name="mp-plugin",
@@ -72,10 +80,89 @@ def advise(
         typer.echo(f"Use: python train.py --config-dir {map_path.parent} precision=advised")
 
 
+@app.command()
+def report(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The run's directory, or one above it.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the page if it exists.")] = False,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Show the run here and write no page.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Turn what a run has recorded into a page, while it goes on or after its end, however that came."""
+    if not terminal:
+        _check_free(output, force=force)
+
+    from mp_plugin.telemetry.store import open_run
+
+    recorded = open_run(run)
+    if terminal:
+        from rich.console import Console
+
+        from mp_plugin.report.terminal import terminal_report
+
+        Console().print(terminal_report(recorded))
+        return
+    from mp_plugin.report.page import build_page
+    from mp_plugin.report.verdict import verdict
+    from mp_plugin.whole_file import write_whole
+
+    page = build_page(recorded)
+    _check_free(output, force=force)  # once more: a page of many samples takes seconds
+    try:
+        write_whole(output, page)
+    except OSError as error:
+        raise ConfigError(
+            f"{output} cannot be written ({error.strerror or error}); accepted: --output with another place."
+        ) from error
+    _tell_damaged(recorded)
+    typer.echo(f"{_shown(output)}\n{verdict(recorded).sentence}")
+    if open_:
+        import webbrowser
+
+        if not webbrowser.open(output.absolute().as_uri()):
+            typer.echo(f"mp-plugin: there is no browser here to open {_shown(output)}.", err=True)
+
+
+def _check_free(output: Path, *, force: bool) -> None:
+    if os.path.isdir(output):
+        raise ConfigError(f"{output} is a directory; accepted: --output with the name of a file.")
+    if not force and os.path.lexists(output):
+        raise ConfigError(f"{output} exists already; accepted: --force to replace it, or --output with another name.")
+
+
+def _tell_damaged(run: "Run") -> None:
+    if not run.damaged:
+        return
+    from mp_plugin.report.words import counted, shown_name
+
+    parts = [f"  {_shown(path)}: {shown_name(why, 200)}" for path, why in run.damaged[:LISTED_DAMAGED]]
+    if len(run.damaged) > LISTED_DAMAGED:
+        parts.append(f"  and {len(run.damaged) - LISTED_DAMAGED:,} more")
+    head = f"mp-plugin: {counted(len(run.damaged), 'part')} of the record could not be read:"
+    typer.echo("\n".join([head, *parts]), err=True)
+
+
+def _shown(path: Path) -> str:
+    from mp_plugin.report.words import shown_name
+
+    return shown_name(str(path), 4096)
+
+
 def main() -> None:
-    """Run the command; an error of this package is one sentence, not a traceback."""
+    """Run the command; an error of this package or of the system is one sentence, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of layers and files may be anything
     try:
         app()
-    except MpPluginError as error:
-        typer.echo(f"mp-plugin: {error}", err=True)
+    except (MpPluginError, OSError) as error:
+        typer.echo(f"mp-plugin: {_printable(str(error))}", err=True)
         sys.exit(1)
+
+
+def _printable(message: str) -> str:
+    from mp_plugin.report.words import printable
+
+    return "\n".join(printable(line) for line in message.split("\n"))

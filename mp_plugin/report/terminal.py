@@ -181,5 +181,5 @@ def _facts(run: Run) -> Table:
 def _damaged(run: Run) -> Group:
     lines = [f"{shown_name(str(path), WIDEST_TEXT)}: {shown_name(why, 2 * WIDEST_TEXT)}" for path, why in run.damaged]
     more = len(lines) - LISTED_DAMAGED
-    title = Text(f"{counted(len(lines), 'file')} or lines of files could not be read", style="bold yellow")
+    title = Text(f"{counted(len(lines), 'part')} of the record could not be read", style="bold yellow")
     return Group(title, *map(Text, lines[:LISTED_DAMAGED]), *[Text(f"and {more:,} more")] * (more > 0))

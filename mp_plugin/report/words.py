@@ -12,12 +12,17 @@ def shown_name(name: str, longest: int = 60) -> str:
         >>> shown_name("a" * 50 + "tail", longest=11)
         'aaaaa…atail'
     """
-    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
+    text = printable(name)
     if len(text) <= longest:
         return text
     # The tail tells neighbours apart, the head says where they are.
     tail = longest // 2
     return f"{text[: longest - tail - 1]}…{text[-tail:]}"
+
+
+def printable(text: str) -> str:
+    """Return a text with everything escaped that a terminal might take for a command, line ends included."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -117,7 +117,7 @@ def test_an_empty_window_is_said_to_be_empty() -> None:
 def test_damaged_files_are_named() -> None:
     damaged = tuple((Path(f"part-{number:05d}.parquet"), "it is \x1b[31mempty") for number in range(12))
     found = shown(planted_run(damaged=damaged), width=120)
-    assert "12 files or lines of files could not be read" in found
+    assert "12 parts of the record could not be read" in found
     assert "part-00009.parquet: it is \\x1b[31mempty" in found
     assert "part-00010" not in found
     assert "and 2 more" in found
