@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mp_plugin.telemetry.gradient_range import gradient_ranges
+from mp_plugin.formats import FORMATS
 from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
 from mp_plugin.telemetry.stats_files import rows_of
-from mp_plugin.telemetry.tensor_stats import TensorStats
+from mp_plugin.telemetry.stats_row import stats_of, stats_row
 
 
 def sample(
@@ -22,9 +21,8 @@ def sample(
     dtype: str = "bf16",
     loss_scale: float = 1.0,
 ) -> LayerSample:
-    """A sample of these true values; without what the advisor does not read."""
-    found = gradient_ranges([(layer, values)])[layer]
-    num_nans = int(torch.isnan(values).sum())
+    """A sample of these true values."""
+    row = stats_row(values, compute=FORMATS[dtype], loss_scale=loss_scale, histogram=histograms)
     return LayerSample(
         step=step,
         layer=layer,
@@ -32,14 +30,7 @@ def sample(
         dtype=dtype,
         compute_dtype=dtype,
         loss_scale=loss_scale,
-        stats=TensorStats(
-            numel=values.numel(),
-            zeros=found.zeros,
-            nans=num_nans,
-            infs=found.non_finite - num_nans,
-            amax=found.amax,
-            exponents=found.exponents if histograms else {},
-        ),
+        stats=stats_of(row.tolist()),
     )
 
 

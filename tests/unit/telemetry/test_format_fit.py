@@ -8,7 +8,7 @@ from torch import Tensor
 from mp_plugin.errors import ConfigError
 from mp_plugin.formats import FORMATS
 from mp_plugin.telemetry.format_fit import HIGHEST_SCALE, FormatFit, Share, best_scale, format_fit, overflows
-from mp_plugin.telemetry.gradient_range import gradient_ranges
+from mp_plugin.telemetry.stats_row import gradient_ranges
 from tests.helpers.real_casts import DTYPES, lost
 
 POWERS = [2.0**power for power in range(-126, 127)]

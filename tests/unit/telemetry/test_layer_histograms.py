@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from mp_plugin.errors import TelemetryError
-from mp_plugin.telemetry.gradient_range import gradient_ranges
 from mp_plugin.telemetry.layer_histograms import layer_histograms
 from mp_plugin.telemetry.layer_sample import TensorKind
+from mp_plugin.telemetry.stats_row import gradient_ranges
 from tests.helpers.samples import sample, table
 
 ACTIVATION, GRADIENT, WEIGHTS = TensorKind
