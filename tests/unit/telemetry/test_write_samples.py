@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mp_plugin.telemetry.write_samples import ROWS_AT_RISK, StatsFiles
 from tests.unit.telemetry.test_stats_files import RUN, sample
@@ -197,3 +198,32 @@ def test_a_disk_that_fills_up_keeps_the_parts_before(tmp_path: Path) -> None:
 def test_it_is_imported_without_pyarrow() -> None:
     code = "import sys, mp_plugin.telemetry.write_samples; assert 'pyarrow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=100, check=True)
+
+
+@pytest.mark.parametrize(("histograms", "limit"), [(False, 60), (True, 110)])
+def test_a_row_takes_few_bytes(tmp_path: Path, histograms: bool, limit: int) -> None:
+    """Of real tensors, none like the other, in a part of an ordinary size."""
+    generator = torch.Generator().manual_seed(0)
+    files = StatsFiles(tmp_path, run=RUN)
+    for number in range(3000):
+        scale = torch.exp(4 * torch.randn((), generator=generator))
+        values = (torch.randn(2000 + 7 * number % 999, generator=generator) * scale).relu()
+        sizes = values[values > 0].double()
+        bins, counts = torch.ceil(sizes.log2()).long().unique(return_counts=True)
+        files._waiting.append(
+            sample(
+                step=number // 100,
+                layer=f"blocks.{number % 100}.mlp",
+                numel=values.numel(),
+                zeros=values.numel() - sizes.numel(),
+                amax=sizes.max().item(),
+                smallest=sizes.min().item(),
+                sum_of_squares=sizes.square().sum().item(),
+                flushed=int((sizes < 2.0**-9).sum()),
+                subnormal=int((sizes < 2.0**-5).sum()),
+                exponents=dict(zip(bins.tolist(), counts.tolist(), strict=True)) if histograms else {},
+            )
+        )
+    files.flush()
+    (part,) = files.directory.iterdir()
+    assert limit / 2 < part.stat().st_size / 3000 < limit
