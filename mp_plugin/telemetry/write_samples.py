@@ -19,7 +19,8 @@ SHARE_AT_RISK = 0.01
 ROWS_AT_RISK = 20_000
 """Rows that wait at most, as each takes a few kB of memory."""
 
-_PART = re.compile(r"part-(\d+)\.(parquet|partial)")
+_PART = re.compile(r"part-(\d+)\.parquet|\.part-(\d+)\.partial")
+"""Complete, or reserved: hidden, as tools that read a folder read all files in it but those."""
 
 
 class StatsFiles:
@@ -89,28 +90,29 @@ class StatsFiles:
         from mp_plugin.telemetry.stats_files import rows_of
 
         self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self._reserve()
+        partial, part = self._reserve()
         try:
             # Checksums, as a flipped bit may leave a number that looks like any other.
             parquet.write_table(rows_of(samples, self._run), partial, compression="zstd", write_page_checksum=True)
-            partial.replace(partial.with_suffix(".parquet"))
+            partial.replace(part)
         except BaseException:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
 
-    def _reserve(self) -> Path:
-        """Create the file that becomes the next part, under a name that nobody else has."""
-        taken = [int(found[1]) for name in os.listdir(self.directory) if (found := _PART.fullmatch(name))]
-        number = max(taken, default=-1) + 1
+    def _reserve(self) -> tuple[Path, Path]:
+        """Create the file that becomes the next part; returns it, and its later name, which nobody else has."""
+        names = map(_PART.fullmatch, os.listdir(self.directory))
+        number = max((int(found[1] or found[2]) for found in names if found), default=-1) + 1
         while True:
-            partial = self.directory / f"part-{number:05d}.partial"
+            partial = self.directory / f".part-{number:05d}.partial"
+            part = self.directory / f"part-{number:05d}.parquet"
             number += 1
             try:
                 partial.touch(exist_ok=False)
             except FileExistsError:
                 continue
             # Another session may have completed its part since the directory was listed. From here on it cannot.
-            if not partial.with_suffix(".parquet").exists():
-                return partial
+            if not part.exists():
+                return partial, part
             partial.unlink()

@@ -94,7 +94,7 @@ def test_a_kill_within_a_part_costs_that_part_and_the_next_session_goes_on(tmp_p
         [sys.executable, "-c", TRAIN, str(tmp_path), "in a part"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
     )
     assert resumed.returncode == -signal.SIGKILL
-    assert len(list((tmp_path / "telemetry" / "stats").glob("*.partial"))) == 2
+    assert len(list((tmp_path / "telemetry" / "stats").glob(".*.partial"))) == 2
     assert open_run(tmp_path).samples["step"].unique().to_pylist() == list(range(40))
 
 

@@ -128,7 +128,7 @@ def test_what_is_no_part_is_named(tmp_path: Path) -> None:
     nameless = rows_of([sample(1)], RUN)
     nameless = nameless.set_column(nameless.schema.get_field_index("layer"), "layer", pa.nulls(1, pa.string()))
     pq.write_table(nameless, folder / "part-00017.parquet")
-    (folder / "part-00018.partial").write_bytes(b"PAR1")
+    (folder / ".part-00018.partial").write_bytes(b"PAR1")
     (folder / "notes.txt").write_text("not looked at")
     table, damaged = read_samples(folder)
     assert table["step"].to_pylist() == [0]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -140,10 +141,12 @@ def test_a_part_of_another_session_that_appears_meanwhile_stays(
 def test_what_a_killed_process_left_does_not_disturb(tmp_path: Path) -> None:
     files = StatsFiles(tmp_path, run=RUN)
     files.directory.mkdir(parents=True)
-    (files.directory / "part-00006.partial").write_bytes(b"PAR1 and no more")
+    (files.directory / ".part-00006.partial").write_bytes(b"PAR1 and no more")
     (files.directory / "part-x.parquet").write_bytes(b"somebody's")
-    files.append([sample()])
-    assert parts(tmp_path) == ["part-00006.partial", "part-00007.parquet", "part-x.parquet"]
+    files.append([sample(7)])
+    assert parts(tmp_path) == [".part-00006.partial", "part-00007.parquet", "part-x.parquet"]
+    (files.directory / "part-x.parquet").unlink()
+    assert pd.read_parquet(files.directory)["step"].tolist() == [7]
 
 
 def test_a_directory_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
