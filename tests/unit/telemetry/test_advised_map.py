@@ -88,7 +88,9 @@ def test_where_nothing_fits_fp16_there_is_no_map() -> None:
 
 def test_a_run_that_does_not_know_its_layers_has_none_either() -> None:
     run = run_of([sample("head", ACTIVATION, FITS)])
-    with pytest.raises(TelemetryError, match="runs/7 has no precision_map.yaml and no samples of"):
+    with pytest.raises(
+        TelemetryError, match="runs/7 has no precision_map.yaml and no samples of"
+    ):
         found_map(run)
     known = replace(run, precision_map=PrecisionMap(precision="16-mixed", layers=observed("head")))
     assert list(found_map(known).layers) == ["head"]
