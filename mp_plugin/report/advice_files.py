@@ -60,14 +60,15 @@ def write_advice(
 
 
 def config_text(advice: Advice, map_path: Path) -> str:
-    """Return a config of Hydra's group `precision` that runs in fp16 with a map.
+    """Return a config of Hydra's group `precision` that runs in fp16 with a map, and proves what it lacks.
 
     Args:
         advice: of which the loss scale is taken, if it knows one.
         map_path: absolute.
     """
     # OmegaConf would resolve what looks like an interpolation.
-    precision: dict[str, object] = {"fallback": {"map": str(map_path).replace("${", r"\${")}}
+    fallback = {"map": str(map_path).replace("${", r"\${"), "auto": True}
+    precision: dict[str, object] = {"fallback": fallback}
     if advice.loss_scales is not None:
         scales = advice.loss_scales
         precision["scaling"] = {"init_scale": max(scales.highest / MARGIN, scales.lowest)}

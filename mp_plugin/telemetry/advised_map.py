@@ -1,5 +1,7 @@
 """The precision map that advice on a run comes down to: what does not fit fp16 is in FP32."""
 
+from itertools import pairwise
+
 from mp_plugin.errors import TelemetryError
 from mp_plugin.fallback.layer_format import LayerFormat
 from mp_plugin.fallback.layers import is_below
@@ -12,9 +14,12 @@ PRECISION = "16-mixed"
 
 
 def advised_map(run: Run, advice: Advice) -> PrecisionMap:
-    """Return the map of a run in fp16 whose misfits are in FP32; what this run had in FP32 stays there.
+    """Return the map of a run in fp16 whose misfits are in FP32.
 
-    A rule or a proof had its reasons for an island, which can lie inside of it, where nobody has sampled.
+    What a misfit puts out goes into another layer, which would cast it to fp16, and whose backward pass makes its
+    gradient: that is in FP32 too. Nobody has recorded which one it is, so it is the next one in the order of the model.
+    What this run had in FP32 stays there: a rule or a proof had its reasons, which may lie inside of a layer, where
+    nobody has sampled.
 
     Args:
         run: that the advice is about.
@@ -28,7 +33,9 @@ def advised_map(run: Run, advice: Advice) -> PrecisionMap:
     bears_parameters = _layers(run)
     islands = {} if run.precision_map is None else dict(run.precision_map.islands)
     # The root goes by no name: a map cannot have it.
-    islands |= {name: f"advised: {why}" for name, why in advice.fp32_layers.items() if name and name not in islands}
+    for name, why in {**advice.fp32_layers, **_after(advice)}.items():
+        if name:
+            islands.setdefault(name, f"advised: {why}")
     outermost = {
         name: why
         for name, why in islands.items()
@@ -49,6 +56,21 @@ def advised_map(run: Run, advice: Advice) -> PrecisionMap:
             bears_parameters=bears_parameters.get(name, False),
         )
     return PrecisionMap(precision=PRECISION, layers=layers)
+
+
+def _after(advice: Advice) -> dict[str, str]:
+    """Return the layers that come after one whose output, or whose output's gradient, does not fit fp16."""
+    misfits = {
+        each.layer
+        for each in advice.layers
+        if not each.formats["fp16"].fits and each.histogram.kind is not TensorKind.parameter_gradient
+    }
+    names = list(dict.fromkeys(each.layer for each in advice.layers if each.layer))
+    return {
+        after: f"takes in what {name} puts out"
+        for name, after in pairwise(names)
+        if name in misfits and after not in advice.fp32_layers
+    }
 
 
 def _layers(run: Run) -> dict[str, bool]:

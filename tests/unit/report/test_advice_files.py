@@ -35,7 +35,7 @@ def test_a_map_and_a_config_that_names_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert yaml.safe_load(text) == {
         "defaults": ["fp16", "_self_"],
         # Gradients of 1 fit up to 2^15.
-        "precision": {"fallback": {"map": str(map_path)}, "scaling": {"init_scale": 2.0**13}},
+        "precision": {"fallback": {"map": str(map_path), "auto": True}, "scaling": {"init_scale": 2.0**13}},
     }
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.helpers.real_casts import Lost, lost
 from mp_plugin.errors import ConfigError
 from mp_plugin.telemetry.advise import JUDGED, Advice, LayerAdvice, advise
 from mp_plugin.telemetry.events import Direction
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.tolerances import Tolerances
-from tests.helpers.real_casts import Lost, lost
 from tests.helpers.samples import sample, table
 
 ACTIVATION, GRADIENT, WEIGHTS = TensorKind

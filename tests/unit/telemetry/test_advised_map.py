@@ -47,6 +47,19 @@ def test_what_does_not_fit_fp16_is_an_island_of_the_model_it_came_from() -> None
     assert found.check_fits(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))).islands == found.islands
 
 
+@pytest.mark.parametrize("kind", [ACTIVATION, GRADIENT])
+def test_the_next_layer_would_cast_what_it_is_given_and_is_in_fp32_too(kind: TensorKind) -> None:
+    rows = [sample("a", kind, FITS), sample("b", kind, TOO_LARGE), sample("c", kind, FITS), sample("d", kind, FITS)]
+    found = found_map(run_of([*rows, *(sample(name, WEIGHTS, FITS) for name in "abcd")]))
+    assert list(found.islands) == ["b", "c"]
+    assert found.islands["c"] == "advised: takes in what b puts out"
+
+
+def test_gradients_of_parameters_stay_in_their_layer() -> None:
+    rows = [sample("a", WEIGHTS, FITS), sample("b", WEIGHTS, TOO_LARGE), sample("c", WEIGHTS, FITS)]
+    assert list(found_map(run_of(rows)).islands) == ["b"]
+
+
 def test_what_a_run_had_in_fp32_stays_there() -> None:
     its_map = PrecisionMap(precision="bf16-mixed", layers={**observed("stem", is_island=True), **observed("frozen")})
     found = found_map(run_of(layers(stem=FITS), its_map))
@@ -56,7 +69,7 @@ def test_what_a_run_had_in_fp32_stays_there() -> None:
 
 
 def test_of_nested_layers_the_outer_one_is_the_island() -> None:
-    found = found_map(run_of([*layers(block=TOO_LARGE, block_1=TOO_LARGE, block_2=FITS, head=FITS)]))
+    found = found_map(run_of(layers(block=TOO_LARGE, block_1=TOO_LARGE, block_2=FITS, head=FITS)))
     assert list(found.islands) == ["block"]
     assert found.layers["block.1"].why.startswith("in block: advised: ")
     assert {name: layer.format for name, layer in found.layers.items()} == {
@@ -88,9 +101,7 @@ def test_where_nothing_fits_fp16_there_is_no_map() -> None:
 
 def test_a_run_that_does_not_know_its_layers_has_none_either() -> None:
     run = run_of([sample("head", ACTIVATION, FITS)])
-    with pytest.raises(
-        TelemetryError, match="runs/7 has no precision_map.yaml and no samples of"
-    ):
+    with pytest.raises(TelemetryError, match="runs/7 has no precision_map.yaml and no samples of"):
         found_map(run)
     known = replace(run, precision_map=PrecisionMap(precision="16-mixed", layers=observed("head")))
     assert list(found_map(known).layers) == ["head"]

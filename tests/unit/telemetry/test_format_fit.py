@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.helpers.real_casts import DTYPES, lost
 from mp_plugin.errors import ConfigError
 from mp_plugin.formats import FORMATS
 from mp_plugin.telemetry.format_fit import HIGHEST_SCALE, FormatFit, Share, best_scale, format_fit, overflows
 from mp_plugin.telemetry.stats_row import gradient_ranges
-from tests.helpers.real_casts import DTYPES, lost
 
 POWERS = [2.0**power for power in range(-126, 127)]
 
