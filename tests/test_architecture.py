@@ -44,6 +44,7 @@ FLOORS = (
         "run_recording",
         "drift",
         "in_fp32",
+        "layer_metrics",
     },
     {"report", "compare", "cli", "doctor"},
 )
