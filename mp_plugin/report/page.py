@@ -13,7 +13,7 @@ from mp_plugin.report.embed import packed
 from mp_plugin.report.incident_groups import incident_groups
 from mp_plugin.report.page_advice import page_advice
 from mp_plugin.report.page_data import PageData
-from mp_plugin.report.page_words import FILTERS, figures, layers_by_format, session
+from mp_plugin.report.page_words import FILTERS, cost, figures, layers_by_format, session
 from mp_plugin.report.verdict import verdict
 from mp_plugin.report.worst_layers import worst_layers
 from mp_plugin.telemetry.advise import JUDGED
@@ -55,6 +55,7 @@ def build_page(run: Run) -> str:
         verdict=verdict(run),
         figures=figures(run, data),
         session=session(run, data),
+        cost=cost(run),
         data=data,
         listed_layers=listed,
         groups=incident_groups(run.incidents)[:LISTED_GROUPS],

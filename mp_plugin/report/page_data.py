@@ -1,11 +1,13 @@
 """What the charts of a page are drawn from."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from mp_plugin.checks import is_number
 from mp_plugin.config import Fallback
 from mp_plugin.fallback.layers import is_below
 from mp_plugin.formats import FORMATS
@@ -43,16 +45,16 @@ class PageData:
     def __init__(self, run: Run, tightest: WorstLayer | None = None) -> None:
         self.run = run
         self.grid = make_grid(run.samples)
+        self.underflow_tolerance = Fallback().underflow_tolerance
         self.exponents = read_exponents(
-            run.samples,
-            self.grid,
-            number_format=FORMATS["fp16"],
-            underflow_tolerance=Fallback().underflow_tolerance,
+            run.samples, self.grid, number_format=FORMATS["fp16"], underflow_tolerance=self.underflow_tolerance
         )
         islands = fp32_layers(run)
         in_fp32 = [name for name in self.grid.layers if any(is_below(name, island) for island in islands)]
         self.scale = scale_history(run, self.grid, self.exponents, in_fp32)
-        self.drift = [event for event in run.events if event.get("event") == "drift" and "step" in event]
+        self.drift = [
+            event for event in run.events if event.get("event") == "drift" and is_number(event.get("step"), lowest=0)
+        ]
         self._tightest = tightest
 
     @property
@@ -79,7 +81,7 @@ class PageData:
     @property
     def drift_names(self) -> list[str]:
         """What was measured against FP32, as the events name it."""
-        return [name for name in DRIFT if any(_is_number(event.get(name)) for event in self.drift)]
+        return [name for name in DRIFT if any(is_number(event.get(name), lowest=-math.inf) for event in self.drift)]
 
     def packed(self) -> str:
         """Return all of it for the page's own unpacking."""
@@ -99,7 +101,7 @@ class PageData:
             "symbols": {cause.value: symbol for cause, symbol in SYMBOLS.items()},
             "drift": [
                 {"step": event["step"]}
-                | {name: event[name] for name in self.drift_names if _is_number(event.get(name))}
+                | {name: event[name] for name in self.drift_names if is_number(event.get(name), lowest=-math.inf)}
                 for event in self.drift
             ],
         }
@@ -125,7 +127,7 @@ def _marks(incidents: Iterable[Incident]) -> list[dict[str, Any]]:
             (each.step // span, each.cause),
             {
                 "step": each.step,
-                "scale": each.loss_scale,
+                "scale": each.loss_scale if is_number(each.loss_scale, lowest=0) else None,
                 "cause": each.cause.value,
                 "action": each.action.value,
                 "operator": each.operator and shown_name(each.operator),
@@ -135,7 +137,3 @@ def _marks(incidents: Iterable[Incident]) -> list[dict[str, Any]]:
         )
         mark["count"] += 1
     return list(marks.values())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

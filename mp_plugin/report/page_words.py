@@ -1,14 +1,18 @@
 """What a page says in words and single numbers."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 from markupsafe import Markup, escape
 
+from mp_plugin.checks import is_number
 from mp_plugin.fallback.layer_format import LayerFormat
 from mp_plugin.report.page_data import LONGEST_NAME, PageData
+from mp_plugin.report.scale_history import summarised_scale
 from mp_plugin.report.words import percent, shown_name
+from mp_plugin.report.worst_layers import fp32_layers
 from mp_plugin.telemetry.advice import advice
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.store import Run
@@ -28,19 +32,23 @@ def figures(run: Run, data: PageData) -> list[tuple[str, Any, str]]:
         known.append(("Steps", _count(summary["steps"]), "tried"))
         known.append(("Skipped", _count(summary.get("skipped_steps")), "steps lost"))
         known.append(("Run again", _count(summary.get("retried_steps")), "steps saved"))
-    total = max(len(run.incidents), (summary.get("incidents") or {}).get("total") or 0)
-    known.append(("Incidents", _count(total), "overflows, NaN"))
-    scale = summary.get("loss_scale")
-    if scale:
-        known.append(("Loss scale", power(scale["now"]), Markup("from {} to {}").format(*map(power, _ends(scale)))))
-    if "fp32_layers" in summary:
-        known.append(("In FP32", _count(len(summary["fp32_layers"])), "layers, as chosen"))
+    known.append(("Incidents", _count(len(run.incidents)), "overflows, NaN"))
+    scale = summarised_scale(summary)
+    if scale is not None:
+        ends = Markup("from {} to {}").format(power(scale["min"]), power(scale["max"]))
+        known.append(("Loss scale", power(scale["now"]), ends))
+    known.append(("In FP32", _count(len(fp32_layers(run))), "layers, as chosen"))
     num_samples = sum(samples for _, _, samples in data.grid.columns)
     known.append(("Samples", _count(num_samples), f"of {len(data.grid.layers):,} layers"))
-    cost = summary.get("telemetry") or {}
-    if isinstance(cost.get("share"), int | float):
-        known.append(("Telemetry", percent(cost["share"]), "of the training time"))
+    if is_number(cost(run).get("share"), lowest=0):
+        known.append(("Telemetry", percent(cost(run)["share"]), "of the training time"))
     return known
+
+
+def cost(run: Run) -> dict[str, Any]:
+    """Return what the samples cost, as the run has measured it."""
+    measured = run.info.summary.get("telemetry") if run.info is not None else None
+    return measured if isinstance(measured, dict) else {}
 
 
 def session(run: Run, data: PageData) -> str:
@@ -70,6 +78,16 @@ def power(value: float | None) -> Markup:
     return escape(number(value))
 
 
+def powers(text: str) -> Markup:
+    """Return a text with its `2^15` as powers.
+
+    Example:
+        >>> powers("2^-3 < x")
+        Markup('2<sup>−3</sup> &lt; x')
+    """
+    return Markup(re.sub(r"2\^(-?\d+)", lambda found: f"2<sup>{_minus(found[1])}</sup>", str(escape(text))))
+
+
 def number(value: float | None) -> str:
     """Return a number to four digits."""
     if value is None:
@@ -90,10 +108,6 @@ def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "unknown"
 
 
-def _ends(scale: dict[str, float]) -> tuple[float, float]:
-    return scale["min"], scale["max"]
-
-
 def _name(name: str, longest: int = LONGEST_NAME) -> Markup:
     """Return a qualified name that may be broken at its dots, and is told apart from the text around it."""
     text = escape(shown_name(name, longest)).replace(".", Markup(".<wbr>"))
@@ -103,6 +117,7 @@ def _name(name: str, longest: int = LONGEST_NAME) -> Markup:
 FILTERS: dict[str, Callable[..., Any]] = {
     "name": _name,
     "power": power,
+    "powers": powers,
     "number": number,
     "percent": percent,
     "count": _count,

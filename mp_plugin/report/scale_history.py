@@ -1,11 +1,14 @@
 """The loss scale of a run over its steps, and the window of scales that would have fitted all layers."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mp_plugin.checks import is_number
 from mp_plugin.config import LossScaling
 from mp_plugin.report.exponents import Exponents
 from mp_plugin.report.grid import Floats, Grid, numbers
@@ -38,6 +41,14 @@ class ScaleHistory:
         return any(scale != 1 for _, scale in self.points)
 
 
+def summarised_scale(summary: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """Return the newest, lowest and highest loss scale of a summary: `now`, `min`, `max`; None without."""
+    scale = summary.get("loss_scale")
+    if not isinstance(scale, dict) or not all(is_number(scale.get(name), lowest=0) for name in ("now", "min", "max")):
+        return None
+    return scale
+
+
 def scale_history(run: Run, grid: Grid, exponents: Exponents, fp32_layers: Iterable[str]) -> ScaleHistory:
     """Return what is known of a run's loss scale.
 
@@ -57,15 +68,17 @@ def _points(run: Run, grid: Grid) -> list[tuple[int, float]]:
         steps = numbers(run.samples, "step", np.int64)[is_gradient].tolist()
         known |= dict(zip(steps, numbers(run.samples, "loss_scale")[is_gradient].tolist(), strict=True))
     summary = run.info.summary if run.info is not None else {}
-    if summary.get("loss_scale") and isinstance(summary.get("steps"), int):
-        known[summary["steps"]] = summary["loss_scale"]["now"]
-    points = sorted(known.items())
+    newest = summarised_scale(summary)
+    if newest is not None and isinstance(summary.get("steps"), int):
+        known[summary["steps"]] = newest["now"]
+    points = sorted((step, scale) for step, scale in known.items() if 0 < scale < math.inf)
     changes = [
         point
         for place, point in enumerate(points)
         if place in (0, len(points) - 1) or point[1] != points[place - 1][1] or point[1] != points[place + 1][1]
     ]
-    return [*changes[:: len(changes) // MAX_POINTS + 1], *changes[-1:]]
+    every = len(changes) // MAX_POINTS + 1
+    return changes[:-1:every] + changes[-1:]
 
 
 def _window(
@@ -81,8 +94,9 @@ def _window(
     limits = LossScaling()
     low = np.full(len(grid.columns), np.log2(limits.min_scale))
     high = np.full(len(grid.columns), np.log2(limits.max_scale))
-    np.maximum.at(low, column, lowest)
-    np.minimum.at(high, column, highest)
+    with np.errstate(invalid="ignore"):  # NaN goes through, as it should
+        np.maximum.at(low, column, lowest)
+        np.minimum.at(high, column, highest)
     seen = np.isin(np.arange(len(grid.columns)), column)
     return [
         (first, _scale(low[place]), _scale(high[place]) or 0.0)

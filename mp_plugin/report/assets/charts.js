@@ -17,6 +17,7 @@ const MEASURES = {
 };
 
 const SMALLEST_SHARE = 1e-6;
+const MOST_FRAMED_ROWS = 60;
 
 function baseLayout(theme, isNarrow) {
   const axis = {
@@ -41,16 +42,17 @@ function baseLayout(theme, isNarrow) {
   };
 }
 
-function stepAxis(layout) {
-  Object.assign(layout.xaxis, { title: { text: "Optimizer step", standoff: 8 }, tickformat: ",d" });
+function stepAxis(layout, steps) {
+  const span = Math.max(...steps) - Math.min(...steps);
+  Object.assign(layout.xaxis, { title: { text: "Optimizer step" }, tickformat: ",d", dtick: span < 8 ? 1 : undefined });
 }
 
 // The loss scale, on an axis of its logarithm to base two.
 
 function scaleFigure(data, theme, isNarrow) {
   const layout = baseLayout(theme, isNarrow);
-  stepAxis(layout);
   const { points, window: windows } = data.scale;
+  stepAxis(layout, [...points, ...windows].map(([step]) => step));
   const bounded = windows.filter(([, lowest, highest]) => lowest !== null && highest > 0);
   const end = points.length ? points[points.length - 1][0] : 0;
   const fits = polygon(windows, end, (low, high) => low !== null && high >= low);
@@ -78,7 +80,7 @@ function scaleFigure(data, theme, isNarrow) {
     if (!marks.length) continue;
     traces.push({
       x: marks.map((mark) => mark.step),
-      y: marks.map((mark) => Math.log2(mark.scale)),
+      y: marks.map((mark) => (mark.scale > 0 ? Math.log2(mark.scale) : null)),
       text: marks.map(markText),
       type: "scatter", mode: "markers", name: `Incident: ${cause}`, hoverinfo: "text",
       marker: { symbol, size: 10, color: theme.danger, line: { color: theme.page, width: 1.5 } },
@@ -92,14 +94,15 @@ function scaleFigure(data, theme, isNarrow) {
     tickvals: ticks, ticktext: ticks.map((each) => powerOfTwo(2 ** each)), range: [low - 0.6, high + 0.6],
   });
   layout.margin.l = 48;
-  return { data: traces, layout };
+  return { data: traces, layout, height: 340 };
 }
 
 function polygon(windows, end, isWanted) {
   const [x, y] = [[], []];
   windows.forEach(([first, lowest, highest], place) => {
     if (!isWanted(lowest, highest)) return;
-    const next = place + 1 < windows.length ? windows[place + 1][0] : Math.max(end, first + 1);
+    const gap = place ? first - windows[place - 1][0] : 1;
+    const next = place + 1 < windows.length ? windows[place + 1][0] : Math.max(end, first + gap);
     const [low, high] = [Math.log2(lowest), Math.log2(highest)];
     x.push(first, next, next, first, first, null);
     y.push(low, low, high, high, low, null);
@@ -122,20 +125,20 @@ function cellsOf(data, measure, kind) {
 
 function heatFigure(data, theme, isNarrow, { kind, measure, layer }) {
   const layout = baseLayout(theme, isNarrow);
-  stepAxis(layout);
+  stepAxis(layout, data.columns.flatMap(([first, last]) => [first, last]));
   const width = data.columns.length;
   const values = cellsOf(data, measure, kind);
   const every = data.layers.map((_, row) => row);
   const scale = heatScale(measure, theme);
   const rows = every.map((row) => Array.from(values.subarray(row * width, (row + 1) * width), scale.position));
-  const heights = Math.max(300, Math.min(720, 90 + 14 * data.layers.length));
-  const labels = Math.floor((heights - 90) / 14);
+  const height = Math.max(300, Math.min(720, 90 + 14 * data.layers.length));
+  const labels = Math.floor((height - 90) / 14);
   const ticks = every.filter((row) => row % Math.ceil(every.length / labels) === 0);
   const length = isNarrow ? 14 : 26;
   const trace = {
     type: "heatmap", x: columnEdges(data.columns), y: every, z: rows,
     hovertext: every.map((row) => data.columns.map((_, column) => cellText(data, kind, row, column))), hoverinfo: "text",
-    colorscale: scale.colors, zmin: scale.range[0], zmax: scale.range[1], zsmooth: false, hoverongaps: false,
+    xaxis: "x", yaxis: "y", colorscale: scale.colors, zmin: scale.range[0], zmax: scale.range[1], zsmooth: false, hoverongaps: false,
     colorbar: {
       orientation: "h", thickness: 9, len: isNarrow ? 1 : 0.45, x: 0, xanchor: "left", xpad: 0, y: 1, yanchor: "bottom",
       outlinewidth: 0, tickvals: scale.ticks, ticktext: scale.labels, ticklen: 3, tickcolor: theme.rule, ticklabelposition: "outside top",
@@ -143,12 +146,14 @@ function heatFigure(data, theme, isNarrow, { kind, measure, layer }) {
     },
   };
   const incidents = {
-    type: "scatter", mode: "markers", x: data.marks.map((mark) => mark.step), y: data.marks.map(() => -1),
-    text: data.marks.map(markText), hoverinfo: "text", showlegend: false,
+    type: "scatter", mode: "markers", x: data.marks.map((mark) => mark.step), y: data.marks.map(() => 0),
+    text: data.marks.map(markText), hoverinfo: "text", showlegend: false, yaxis: "y2", cliponaxis: false,
     marker: { symbol: "triangle-down", size: 8, color: theme.danger },
   };
+  const top = data.marks.length ? 1 - 14 / (height - 100) : 1;
+  layout.yaxis2 = { domain: [top, 1], range: [-0.2, 1], visible: false, fixedrange: true };
   Object.assign(layout.yaxis, {
-    range: [every.length - 0.5, data.marks.length ? -1.8 : -0.5],
+    domain: [0, top], range: [every.length - 0.5, -0.5],
     tickvals: ticks, ticktext: ticks.map((row) => plain(shortened(data.layers[row], length))),
     showgrid: false, tickfont: { family: theme.mono, size: isNarrow ? 9.5 : 11 }, ticks: "",
   });
@@ -156,12 +161,18 @@ function heatFigure(data, theme, isNarrow, { kind, measure, layer }) {
   layout.xaxis.range = [trace.x[0], trace.x[trace.x.length - 1]];
   layout.margin.l = Math.min(length, Math.max(...data.layers.map((name) => name.length))) * (isNarrow ? 6 : 6.8) + 14;
   layout.margin.t = 56;
-  layout.height = heights;
-  layout.shapes = [{
+  layout.margin.r = 20;
+  layout.annotations = [{
+    xref: "paper", x: 1, xanchor: "left", y: layer, yanchor: "middle", text: "\u25c0", showarrow: false,
+    font: { size: 12, color: theme.text },
+  }];
+  // Around a thin row it would hide the row.
+  const frame = {
     type: "rect", xref: "paper", x0: 0, x1: 1, yref: "y", y0: layer - 0.5, y1: layer + 0.5,
     line: { color: theme.text, width: 1.5 },
-  }];
-  return { data: [trace, incidents], layout };
+  };
+  layout.shapes = every.length <= MOST_FRAMED_ROWS ? [frame] : [];
+  return { data: [trace, incidents], layout, height };
 }
 
 function columnEdges(columns) {
@@ -216,7 +227,7 @@ function exponentFigure(data, theme, isNarrow, histogram, isGradient) {
   const total = counts.reduce((sum, count) => sum + count, 0);
   const exponents = counts.map((_, place) => lowest + place);
   const shares = counts.map((count) => (100 * count) / total);
-  const shift = isGradient ? Math.log2(scale) : 0;
+  const shift = isGradient && scale > 0 ? Math.log2(scale) : 0;
   const traces = [{
     type: "bar", x: exponents.map((each) => each - 0.5), y: shares, width: 0.9, marker: { color: theme.accent },
     text: exponents.map((each, place) => barText(each, counts[place], total)), hoverinfo: "text", textposition: "none",
@@ -250,12 +261,12 @@ function exponentFigure(data, theme, isNarrow, histogram, isGradient) {
   const ticks = Array.from({ length: 40 }, (_, place) => (place - 20) * every).filter((x) => x > reach[0] && x < reach[1]);
   Object.assign(layout.xaxis, {
     range: reach, tickvals: ticks, ticktext: ticks.map((each) => powerOfTwo(2 ** each)), anchor: "y2",
-    title: { text: "Magnitude", standoff: 8 },
+    title: { text: "Magnitude" },
   });
   Object.assign(layout.yaxis, { domain: [0.42, 1], ticksuffix: "%", rangemode: "tozero", nticks: 5 });
   layout.yaxis2 = { ...layout.yaxis, domain: [0, 0.36], ticksuffix: "", showgrid: false, ticks: "", fixedrange: true };
-  Object.assign(layout, { barmode: "overlay", height: 430 });
-  return { data: traces, layout };
+  layout.barmode = "overlay";
+  return { data: traces, layout, height: 430 };
 }
 
 function barText(exponent, count, total) {
@@ -274,10 +285,9 @@ function rangeText(format, isNormal) {
 
 function driftFigure(data, theme, isNarrow, name) {
   const layout = baseLayout(theme, isNarrow);
-  stepAxis(layout);
+  stepAxis(layout, data.drift.map((each) => each.step));
   const points = data.drift.filter((each) => typeof each[name] === "number");
   layout.margin.t = 12;
-  layout.height = 220;
   layout.yaxis.exponentformat = "power";
   return {
     data: [{
@@ -286,5 +296,6 @@ function driftFigure(data, theme, isNarrow, name) {
       line: { color: theme.accent, width: 2 }, marker: { size: 5 },
     }],
     layout,
+    height: 220,
   };
 }

@@ -67,7 +67,9 @@ function draw(selector, figure) {
   if (!node) return;
   const config = { displaylogo: false, responsive: true, displayModeBar: false };
   const [colors, isNarrow] = [theme(), matchMedia("(max-width: 640px)").matches];
-  const { data: traces, layout } = figure(colors, isNarrow);
+  const { data: traces, layout, height } = figure(colors, isNarrow);
+  // Of the node and not of the layout: Plotly forgets the latter when the window is resized.
+  node.style.height = `${height}px`;
   Plotly.react(node, traces, layout, config);
 }
 
@@ -118,7 +120,7 @@ function drawLayer() {
 
 function exponentNote(found) {
   const { samples } = state;
-  if (samples === "all") return `${found.samples.toLocaleString("en-US")} samples together.`;
+  if (samples === "all") return found.samples > 1 ? `${found.samples.toLocaleString("en-US")} samples together.` : "One sample.";
   return `Step ${stepRange([found[samples].step, found[samples].step])}.`;
 }
 
