@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mp_plugin.formats import FORMATS
 from mp_plugin.telemetry.format_fit import FormatFit, Share, best_scale, format_fit
-from mp_plugin.telemetry.gradient_range import gradient_ranges
+from mp_plugin.telemetry.stats_row import gradient_ranges
 
 RANDOM = ("normal", "heavy-tailed", "log-normal")
 TRAININGS = ("digits", "text")

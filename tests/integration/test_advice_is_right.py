@@ -21,7 +21,7 @@ from mp_plugin.formats import FORMATS
 from mp_plugin.report.advice_files import write_advice
 from mp_plugin.telemetry.advise import Advice, advise
 from mp_plugin.telemetry.format_fit import best_scale, format_fit
-from mp_plugin.telemetry.gradient_range import gradient_ranges
+from mp_plugin.telemetry.stats_row import gradient_ranges
 from mp_plugin.telemetry.store import open_run
 from tests.helpers.training import Regression, fit, regression_data
 from tests.integration.test_config_groups import APP_CONF, VERSION_BASE
