@@ -1,7 +1,7 @@
 """Statistics of every layer as user code takes them: hooks that read each number back at once.
 
-In the manner of `wandb.watch(log="all")`, which takes a histogram of each gradient in a hook every `log_freq` steps, and
-of the hooks that people write by hand: the same statistics as our samples, one `item()` each.
+In the manner of `wandb.watch(log="all")`, which takes a histogram of each gradient in a hook every `log_freq` steps,
+and of the hooks that people write by hand: the same statistics as our samples, one `item()` each.
 """
 
 from typing import Any

@@ -1,21 +1,14 @@
 """Samples as training takes them, of tensors that a test has."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-<<<<<<< HEAD
 from mp_plugin.formats import FORMATS
 from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
 from mp_plugin.telemetry.stats_files import rows_of
 from mp_plugin.telemetry.stats_row import stats_of, stats_row
-=======
-from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
-from mp_plugin.telemetry.stats_files import rows_of
-from mp_plugin.telemetry.stats_row import gradient_ranges
->>>>>>> 89f4f31 (The advisor's tests and benchmark read statistics from where they are now)
 
 
 def sample(
@@ -28,13 +21,8 @@ def sample(
     dtype: str = "bf16",
     loss_scale: float = 1.0,
 ) -> LayerSample:
-<<<<<<< HEAD
     """A sample of these true values."""
     row = stats_row(values, compute=FORMATS[dtype], loss_scale=loss_scale, histogram=histograms)
-=======
-    """A sample of these true values; what is told of the compute dtype is left at 0."""
-    stats = gradient_ranges([(layer, values)])[layer]
->>>>>>> 89f4f31 (The advisor's tests and benchmark read statistics from where they are now)
     return LayerSample(
         step=step,
         layer=layer,
@@ -42,11 +30,7 @@ def sample(
         dtype=dtype,
         compute_dtype=dtype,
         loss_scale=loss_scale,
-<<<<<<< HEAD
         stats=stats_of(row.tolist()),
-=======
-        stats=stats if histograms else replace(stats, exponents={}),
->>>>>>> 89f4f31 (The advisor's tests and benchmark read statistics from where they are now)
     )
 
 
