@@ -50,7 +50,8 @@ class TrackedLayers:
         """
         if self._which is LayerMetrics.none or not trainer.loggers or not samples:
             return
-        logged = [sample for sample in samples if sample.layer in self._chosen(samples)]
+        chosen = self._chosen(samples)
+        logged = [sample for sample in samples if sample.layer in chosen]
         for logger in trainer.loggers:
             if id(logger) in self._broken:
                 continue
