@@ -17,7 +17,6 @@ from mp_plugin.casting import cast_floating
 from mp_plugin.in_fp32 import in_fp32, why_not_in_fp32
 from mp_plugin.instance import replace_attribute
 from mp_plugin.object_state import ObjectState
-from mp_plugin.random_state import RandomState, capture_random_state
 from mp_plugin.rehearsal import without_trace
 from mp_plugin.scaling.verdict import gather, has_other_ranks
 from mp_plugin.telemetry.drift_measure import Drift, Output, compare
@@ -55,8 +54,9 @@ def measure_drift(
 class DriftMonitor(Callback):
     """Run the first batches of some validation runs twice more, in the run's precision and in FP32, and compare.
 
-    Both passes are eager, and begin with what the validation step itself began with: random streams, batch, weights.
-    Nothing remains of them. The validation step itself is not touched.
+    Both passes are eager. They get a copy of the batch as the validation step got it, and begin where that has ended:
+    with the same random streams, and the same in what the module holds. Nothing remains of them. The validation step
+    itself is not touched.
     """
 
     def __init__(
@@ -140,16 +140,16 @@ class DriftMonitor(Callback):
         return is_agreed
 
     def _remember(self, args: tuple[Any, ...]) -> Callable[[], Drift]:
-        """Remember what a validation step begins with; returns what runs it from there, twice."""
+        """Remember what a validation step is given; returns what runs it with that, twice."""
         module = self._trainer.lightning_module
-        state, kept = capture_random_state(module.device), _copy(args)
+        kept = _copy(args)
 
         def run(in_precision: Callable[[Any], Any]) -> Output:
             # The containers of a batch are those of the copy, but for objects that only their user knows.
             undo = ObjectState(args)
             try:
                 with without_trace(module):
-                    return self._run(module, in_precision(_copy(kept)), state)
+                    return self._run(module, in_precision(_copy(kept)))
             finally:
                 undo.restore()
 
@@ -164,7 +164,7 @@ class DriftMonitor(Callback):
     def _in_fp32(self, args: Any) -> Any:
         return args if self._plugin.mode.weights == "fp32" else cast_floating(args, torch.float32)
 
-    def _run(self, module: "pl.LightningModule", args: tuple[Any, ...], state: RandomState) -> Output:
+    def _run(self, module: "pl.LightningModule", args: tuple[Any, ...]) -> Output:
         original, watch = module.validation_step, LogitsWatch(module)
 
         def validation_step(*args: Any) -> Any:
@@ -172,7 +172,6 @@ class DriftMonitor(Callback):
                 return original(*args)
 
         undo = replace_attribute(module, "validation_step", validation_step)
-        state.restore()
         try:
             # Not through DistributedDataParallel: each rank sees its own batches, of which it may have fewer.
             if isinstance(self._trainer.strategy.model, DistributedDataParallel):

@@ -46,9 +46,12 @@ def why_not_in_fp32(plugin: "AdaptivePrecision", model: Module) -> str | None:
         plugin: in whose precision it trains.
         model: what the strategy trains, with its wrappers.
     """
-    is_sharded = bool(_fsdp1_units(model)) or any(hasattr(each, "placements") for each in model.parameters())
+    units = _fsdp1_units(model)
+    is_sharded = bool(units) or any(hasattr(each, "placements") for each in model.parameters())
     if is_sharded and plugin.mode.weights != "fp32":
         return f"the weights are sharded in {plugin.mode.weights}"
+    if any(unit._handle is not None and unit._handle._fully_sharded_module.training for unit in units):
+        return "FSDP gathers the weights as its policy says where a model is not in eval mode"
     policies = [group.mp_policy for group in groups(model)]
     half = next((each.param_dtype for each in policies if each.param_dtype in HALF), None)
     return None if half is None else f"the policy of fully_shard gathers the weights in {half}"

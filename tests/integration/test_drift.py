@@ -259,6 +259,38 @@ def test_nothing_of_it_remains(precision: str, tmp_path: Path) -> None:
     assert with_drift == without
 
 
+class Ragged:
+    """A batch that Lightning knows nothing of."""
+
+    def __init__(self, rows: list[tuple[Tensor, ...]]) -> None:
+        self.inputs, self.targets = (torch.stack(column) for column in zip(*rows, strict=True))
+        self.looks = 0
+
+
+class TakesRagged(Silent):
+    looks: list[tuple[int, float]] = []
+
+    def validation_step(self, batch: Ragged, batch_idx: int) -> Any:
+        batch.looks += 1
+        batch.inputs.mul_(0.5)
+        return super().validation_step((batch.inputs, batch.targets), batch_idx)
+
+    def on_validation_batch_end(self, outputs: Any, batch: Ragged, batch_idx: int) -> None:
+        self.looks.append((batch.looks, float(batch.inputs.sum())))
+
+
+def test_a_batch_of_any_class_is_as_the_validation_step_left_it(tmp_path: Path) -> None:
+    data = DataLoader(regression_data().dataset, batch_size=4, collate_fn=Ragged)
+    looks: list[list[tuple[int, float]]] = []
+    for every in (0, 1):
+        TakesRagged.looks = []
+        fitted(plugin_of("bf16", tmp_path, every=every), TakesRagged(), data)
+        looks.append(TakesRagged.looks)
+    assert looks[0] == looks[1]
+    assert looks[0][0][0] == 1
+    assert len(events_in(tmp_path)) == 1
+
+
 def test_both_passes_begin_alike(tmp_path: Path) -> None:
     # With other random numbers, or half the batch, the two would be far apart.
     fitted(plugin_of("bf16", tmp_path), Careless())

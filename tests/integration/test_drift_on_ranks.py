@@ -46,6 +46,11 @@ class FailsOnRankOne(Validated):
         return loss
 
 
+class StaysInTraining(Validated):
+    def on_validation_model_eval(self) -> None:
+        pass
+
+
 class FewerOnRankOne(Validated):
     def val_dataloader(self) -> Any:
         return regression_data(batches=1 if self.trainer.global_rank == 1 else 3)
@@ -78,6 +83,7 @@ LEFT_OUT: dict[str, tuple[type[Validated], str, Callable[[], Any], str]] = {
     "fsdp1 in half": (Validated, "bf16_true", unit_by_layer, "the weights are sharded in bf16"),
     "fsdp2 in half": (Validated, "bf16_true", fully_sharded, "the weights are sharded in bf16"),
     "fsdp2 gathers in half": (GatheredInHalf, "bf16", fully_sharded, "the policy of fully_shard gathers the weights"),
+    "fsdp1 in training mode": (StaysInTraining, "bf16", unit_by_layer, "FSDP gathers the weights as its policy says"),
     "ddp, one rank fails": (FailsOnRankOne, "bf16", lambda: "ddp", "RuntimeError: no FP32 here"),
     "fsdp1, one rank fails": (FailsOnRankOne, "bf16", unit_by_layer, "RuntimeError: no FP32 here"),
     "fsdp2, one rank fails": (FailsOnRankOne, "bf16", fully_sharded, "RuntimeError: no FP32 here"),

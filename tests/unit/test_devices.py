@@ -1,7 +1,9 @@
+from typing import Any
+
 import pytest
 import torch
 
-from mp_plugin.devices import Device, Support, allow_tf32, check_device, present_types, this_machine
+from mp_plugin.devices import Device, Support, allow_tf32, check_device, present_types, this_machine, without_tf32
 from mp_plugin.errors import ConfigError, UnsupportedError
 from mp_plugin.modes import MODES, parse_mode
 
@@ -60,3 +62,19 @@ def test_tf32_is_undone(monkeypatch: pytest.MonkeyPatch, convolution: bool) -> N
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
     undo()
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+def test_tf32_is_off_for_a_while(before: str) -> None:
+    torch.set_float32_matmul_precision(before)
+    backends: Any = torch.backends
+    owners = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+    settings = [owner.fp32_precision for owner in owners]
+    try:
+        with without_tf32():
+            assert {owner.fp32_precision for owner in owners} == {"ieee"}
+        assert [owner.fp32_precision for owner in owners] == settings
+        assert torch.get_float32_matmul_precision() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
