@@ -30,21 +30,18 @@ def is_of_format(lost: Mapping[int, Incident], number_format: str) -> bool:
     return number_format == "fp16" and _is_overflow(example)
 
 
-def remedy(lost: Mapping[int, Incident], number_format: str) -> list[str]:
-    """Return what would help, in no or one clause."""
-    groups = incident_groups(lost.values())
+def remedy(lost: Mapping[int, Incident]) -> list[str]:
+    """Return what would help if it is of the format, in no or one clause."""
     proof = next((each.evidence["proof"] for each in lost.values() if "proof" in each.evidence), None)
     if isinstance(proof, Mapping):
         # Fallback.auto was on: it needs no advice.
         return [f"FP32 would cure it, but {shown_name(str(proof['refused']), 200)}"] if "refused" in proof else []
+    groups = incident_groups(lost.values())
     if not groups:
         return []
-    example = groups[0].example
-    if example.cause is Cause.forward and example.evidence.get("forward_finite_in_fp32"):
+    if groups[0].example.evidence.get("forward_finite_in_fp32"):
         return ["Fallback(auto=True) would run it in FP32"]
-    if number_format == "fp16":
-        return ["Fallback(auto=True) would look for layers to run in FP32, and bf16 has more range"]
-    return []
+    return ["Fallback(auto=True) would look for layers to run in FP32, and bf16 has more range"]
 
 
 def _by(group: IncidentGroup) -> str:

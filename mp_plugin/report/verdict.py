@@ -102,15 +102,16 @@ def _fit(run: Run, came: Progress) -> tuple[Severity, str, list[str]]:
         were = "was" if came.skipped == 1 else "were"
         skipped = f"{came.skipped:,} of {counted(came.steps, 'step')} {were} skipped{lost_to(lost)}"
         if not is_of_format(lost, name):
-            return (Severity.bad if many else Severity.watch), f"{name} is not to blame", [skipped]
+            _, facts = _layers(run, came)
+            return Severity.bad if many else Severity.watch, f"{name} is not to blame", [skipped, *facts]
         if cures and cures[-1].step > max(lost, default=-1) and in_fp32:
             severity, facts = _layers(run, came)
             before = f"{skipped}, before FP32 cured it"
             return _worse(severity, Severity.watch if many else Severity.good), with_fp32, [before, *facts]
         if many:
-            return Severity.bad, f"{name} does not fit", [skipped, *remedy(lost, name)]
+            return Severity.bad, f"{name} does not fit", [skipped, *remedy(lost)]
         severity, facts = _layers(run, came)
-        return Severity.watch, f"{fits} but for a few steps", [skipped, *remedy(lost, name), *facts]
+        return Severity.watch, f"{fits} but for a few steps", [skipped, *remedy(lost), *facts]
     severity, facts = _layers(run, came)
     skipped = f"{came.skipped:,} skipped to find the loss scale" if came.skipped else "none skipped"
     steps = [skipped if _status(came) else f"{counted(came.steps, 'step')}, {skipped}"]
@@ -125,8 +126,12 @@ def _cured(cures: list[Incident]) -> list[str]:
 
 def _is_search(lost: dict[int, Incident], steps: int) -> bool:
     """Whether all skipped steps are such as a dynamic loss scale needs to find its way."""
-    backed_off = [each for each in lost.values() if each.action is Action.backoff and each.cause is not Cause.forward]
-    return len(backed_off) == len(lost) <= DESCENT + steps // STEPS_PER_PROBE
+    found = [
+        each
+        for each in lost.values()
+        if each.action is Action.backoff and each.evidence.get("backward_finite_at_lower_scale") is not False
+    ]
+    return len(found) == len(lost) <= DESCENT + steps // STEPS_PER_PROBE
 
 
 def _format(run: Run) -> str:

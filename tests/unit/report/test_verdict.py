@@ -151,17 +151,50 @@ CASES = {
     "the data": (
         planted_run(ROOMY, info=info(), incidents=lost(214, cause=Cause.data, reason="batch[0] holds nan")),
         "bad",
-        "fp16 is not to blame: 214 of 1,900 steps were skipped by batches that were not finite themselves.",
+        "fp16 is not to blame: 214 of 1,900 steps were skipped by batches that were not finite themselves; "
+        f"{TIGHTEST}.",
     ),
     "the model": (
         planted_run(ROOMY, info=info(), incidents=lost(2, **NEVER_FINITE)),
         "watch",
-        "fp16 is not to blame: 2 of 1,900 steps were skipped by Inf in net.head (aten.log, forward).",
+        f"fp16 is not to blame: 2 of 1,900 steps were skipped by Inf in net.head (aten.log, forward); {TIGHTEST}.",
     ),
     "fp32 overflows": (
         planted_run(info=replace(info(), compute_dtype="fp32"), incidents=lost(50, dtype="fp32", evidence={})),
         "bad",
-        "fp32 is not to blame: 50 of 1,900 steps were skipped by overflows in net.head (aten.addmm, forward).",
+        "fp32 is not to blame: 50 of 1,900 steps were skipped by overflows in net.head (aten.addmm, forward); "
+        "without samples its headroom is not known.",
+    ),
+    "bf16 overflows where fp32 does not": (
+        planted_run(info=replace(info(), compute_dtype="bf16"), incidents=lost(50, dtype="bf16")),
+        "bad",
+        "bf16 does not fit: 50 of 1,900 steps were skipped by overflows in net.head (aten.addmm, forward); "
+        "Fallback(auto=True) would run it in FP32.",
+    ),
+    "bf16 skips, and nobody knows whether fp32 would": (
+        planted_run(ROOMY, info=replace(info(), compute_dtype="bf16"), incidents=lost(2, dtype="bf16", evidence={})),
+        "watch",
+        "bf16 is not to blame: 2 of 1,900 steps were skipped by overflows in net.head (aten.addmm, forward); "
+        f"{TIGHTEST}.",
+    ),
+    "fp16 overflows in fp32 too": (
+        planted_run(ROOMY, info=info(), incidents=lost(2, evidence={"forward_finite_in_fp32": False})),
+        "watch",
+        "fp16 is not to blame: 2 of 1,900 steps were skipped by overflows in net.head (aten.addmm, forward); "
+        f"{TIGHTEST}.",
+    ),
+    "backed off in vain, as no scale is low enough": (
+        planted_run(
+            ROOMY,
+            info=info(),
+            incidents=lost(
+                2,
+                **{**BACKED_OFF, "evidence": {"backward_finite_at_lower_scale": False}},
+                reason="multiplied by inf, a constant",
+            ),
+        ),
+        "watch",
+        f"fp16 is not to blame: 2 of 1,900 steps were skipped by Inf in net.head (aten.addmm, backward); {TIGHTEST}.",
     ),
     "stopped": (
         planted_run(ROOMY, info=info(status="stopped")),
