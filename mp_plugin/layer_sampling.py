@@ -32,12 +32,17 @@ from mp_plugin.telemetry.training_clock import TrainingClock
 
 log = logging.getLogger(__name__)
 
+Report = Callable[[list[LayerSample], int], None]
+"""Takes the samples of a step, and where Lightning logs the metrics of this step."""
+
 
 @dataclass(slots=True)
 class _Sample:
     """What was seen of a step so far."""
 
     step: int
+    tracker_step: int
+    """Where Lightning logs the metrics of this step."""
     rows: SampleRows = field(default_factory=SampleRows)
     loss_scales: dict[TensorKind, float] = field(default_factory=dict)
     """What values of each kind were multiplied by; after an overflow it is lower for those that were seen later."""
@@ -70,7 +75,7 @@ class LayerSampler:
         self.budget = SampleBudget(max_overhead=telemetry.max_overhead)
         self.is_on = False
         """Whether anybody wants samples of this fit."""
-        self.report: Callable[[list[LayerSample]], None] = _ignore
+        self.report: Report = _ignore
         """Takes the samples of a step; on the first rank only."""
         self._next_step = 0
         self._sample: _Sample | None = None
@@ -80,7 +85,7 @@ class LayerSampler:
 
     # Setting up and taking down.
 
-    def connect(self, module: "pl.LightningModule", *, report: Callable[[list[LayerSample]], None]) -> None:
+    def connect(self, module: "pl.LightningModule", *, report: Report) -> None:
         """Begin to sample a fit."""
         wanted = self._telemetry.activations or self._telemetry.gradients
         self.is_on = bool(self._telemetry.every_n_steps) and wanted
@@ -164,7 +169,8 @@ class LayerSampler:
             return
         self._has_compiled = self._has_compiled or _has_compiled()
         rehearsed = self._telemetry.activations and start.can_run_again and (is_first or self._has_compiled)
-        self._sample = _Sample(step, is_rehearsed=rehearsed)
+        tracker_step = self._module.trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._sample = _Sample(step, tracker_step, is_rehearsed=rehearsed)
 
     def _rehearse_once(self, sample: _Sample, start: StepStart | None) -> None:
         if start is not None and sample.is_rehearsed and not sample.batches:
@@ -211,7 +217,7 @@ class LayerSampler:
             # All ranks together: a layer may have run on some of them alone, and a sharded gradient lies on all.
             found = merged(gather(sample.rows.found()))
             if found and self._module.trainer.is_global_zero:
-                self.report(self._samples(sample, found))
+                self.report(self._samples(sample, found), sample.tracker_step)
         seconds = self._stopwatch.read()
         self.budget.took(seconds - self._seconds_before, saw_something=bool(found))
         self._seconds_before = seconds
@@ -243,5 +249,5 @@ def _has_compiled() -> bool:
     return dynamo is not None and bool(dynamo.counters["stats"]["unique_graphs"])
 
 
-def _ignore(_: Any) -> None:
+def _ignore(*_: Any) -> None:
     pass

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 
 from mp_plugin.environment import environment
+from mp_plugin.layer_metrics import TrackedLayers
 from mp_plugin.run_directory import run_directory
 from mp_plugin.telemetry.layer_sample import LayerSample
 from mp_plugin.telemetry.run_info import RunInfo
@@ -41,6 +42,7 @@ class RunRecording:
         self.is_wanted = bool(trainer.loggers) or plugin.asks_for_telemetry
         self._trainer = trainer
         self._plugin = plugin
+        self._tracked = TrackedLayers(plugin.telemetry.layer_metrics)
         self._directory: str | None = None
         self._files: StatsFiles | None = None
         self._is_broken = False
@@ -60,8 +62,9 @@ class RunRecording:
             self._files = StatsFiles(self._directory, run=self.run)
         self._save("running")
 
-    def take(self, samples: list[LayerSample]) -> None:
-        """Take the samples of a step."""
+    def take(self, samples: list[LayerSample], tracker_step: int) -> None:
+        """Take the samples of a step, and where Lightning logs the metrics of this step."""
+        self._tracked.log(self._trainer, samples, tracker_step)
         if self._files is not None:
             self._files.append(samples)
         if time.monotonic() - self._newest_info >= SECONDS_BETWEEN_INFOS:

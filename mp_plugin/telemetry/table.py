@@ -11,6 +11,9 @@ LISTED_LAYERS = 5
 LISTED_PARAMETERS = 5
 """An overflow usually reaches every parameter above it: the few most frequent tell as much as all of them."""
 
+TELLING_SECONDS = 10.0
+"""The first sample of a run is taken at any cost; of a shorter training its share tells nothing."""
+
 WHY_UNTRACED = {
     "repeat": "of a known origin",
     "budget": "beyond max_traced",
@@ -47,9 +50,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row(f"  and {len(fp32_layers) - LISTED_LAYERS:,} more", "")
     telemetry = summary.get("telemetry")
     if telemetry is not None and telemetry["taken"]:
-        left_out = f", {telemetry['left_out']:,} left out to keep it low" if telemetry["left_out"] else ""
-        taken = f"{telemetry['taken']:,}, {telemetry['share']:.2%} of the training time{left_out}"
-        table.add_row("samples of layers", taken)
+        table.add_row("samples of layers", _samples(telemetry))
     incidents = summary["incidents"]
     table.add_row("incidents", f"{incidents['total']:,}")
     if incidents["by_cause"]:
@@ -66,6 +67,13 @@ def summary_table(summary: dict[str, Any]) -> Table:
     if listed < len(by_parameter):
         table.add_row(f"  and {len(by_parameter) - listed:,} more parameters", "")
     return table
+
+
+def _samples(telemetry: dict[str, Any]) -> str:
+    taken = f"{telemetry['taken']:,} in {telemetry['seconds']:,.2g} s"
+    if telemetry["training_seconds"] >= TELLING_SECONDS:
+        taken += f", {telemetry['share']:.2%} of the training time"
+    return taken + (f"; {telemetry['left_out']:,} left out to keep it low" if telemetry["left_out"] else "")
 
 
 def _window(window: dict[str, Any]) -> str:

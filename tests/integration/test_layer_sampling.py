@@ -36,7 +36,7 @@ def train(
     model = Regression() if model is None else model
     samples: list[LayerSample] = []
     connect = plugin.sampler.connect
-    plugin.sampler.connect = lambda module, report: connect(module, report=samples.extend)  # type: ignore[method-assign]
+    plugin.sampler.connect = lambda module, report: connect(module, report=lambda seen, step: samples.extend(seen))  # type: ignore[method-assign]
     quiet_trainer(plugins=[plugin], **options).fit(model, regression_data(batches=batches))
     return samples, model
 

@@ -52,7 +52,7 @@ def train(directory: str, name: str | None, every_n_steps: int, max_overhead: fl
     plugin = AdaptivePrecision("bf16", telemetry=telemetry)
     samples: list[LayerSample] = []
     connect = plugin.sampler.connect
-    plugin.sampler.connect = lambda module, report: connect(module, report=samples.extend)  # type: ignore[method-assign]
+    plugin.sampler.connect = lambda module, report: connect(module, report=lambda seen, step: samples.extend(seen))  # type: ignore[method-assign]
     options: dict[str, Any] = {"plugins": [plugin]}
     strategy, model = STRATEGIES[name] if name else (None, Regression)
     if strategy is not None:
