@@ -22,8 +22,12 @@ async function start() {
   drawAll();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   matchMedia("(max-width: 640px)").addEventListener("change", drawAll);
-  addEventListener("beforeprint", () => drawAll({ isPrinted: true }));
-  addEventListener("afterprint", drawAll);
+  for (const [event, isPrinted] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(event, () => {
+      document.documentElement.classList.toggle("is-printed", isPrinted);
+      drawAll();
+    });
+  }
 }
 
 function setUpControls() {
@@ -73,8 +77,7 @@ function draw(selector, figure) {
   Plotly.react(node, traces, layout, config);
 }
 
-function drawAll({ isPrinted = false } = {}) {
-  document.documentElement.classList.toggle("is-printed", isPrinted);
+function drawAll() {
   draw("#scale-chart", (...look) => scaleFigure(data, ...look));
   drawLayers();
   for (const node of document.querySelectorAll("[data-drift]")) {
