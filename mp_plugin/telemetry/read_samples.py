@@ -78,7 +78,7 @@ def _read_part(path: Path) -> pa.Table:
             raise TelemetryError(f"has schema version {version}; accepted: {SCHEMA_VERSION}")
         if missing := [name for name in SCHEMA.names if name not in schema.names]:
             raise TelemetryError(f"lacks the columns {', '.join(missing)}")
-        table = file.read(columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
+        table = file.read(columns=SCHEMA.names).cast(SCHEMA)
     table.validate(full=True)
     if without := [name for name in NEVER_NULL if table[name].null_count]:
         raise TelemetryError(f"has rows without {', '.join(without)}")

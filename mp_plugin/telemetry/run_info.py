@@ -42,7 +42,7 @@ class RunInfo:
             OSError: when the file cannot be written.
         """
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        text = json.dumps(json_values({"version": INFO_VERSION, **values}), indent=2, allow_nan=False, default=repr)
+        text = json.dumps(json_values({"version": INFO_VERSION, **values}), indent=2, default=repr)
         write_whole(path_of(directory), text + "\n")
 
     @classmethod

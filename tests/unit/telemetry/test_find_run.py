@@ -60,8 +60,8 @@ def test_a_run_may_be_called_telemetry(tmp_path: Path) -> None:
 def test_several_runs_are_listed_newest_first(tmp_path: Path) -> None:
     runs = [leave(tmp_path / f"run {number}") for number in range(7)]
     for age, run in enumerate(runs):
-        os.utime(run / "telemetry", (1e9 - age, 1e9 - age))
-    listed = ", ".join(map(str, runs[:5]))
+        os.utime(run / "telemetry", (1e9 + age, 1e9 + age))
+    listed = ", ".join(map(str, runs[:1:-1]))
     message = f"{tmp_path} holds 7 runs; accepted: one of them, newest first {listed} and 2 more."
     with pytest.raises(TelemetryError, match=f"^{re.escape(message)}$"):
         find_run(tmp_path)

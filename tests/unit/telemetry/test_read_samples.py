@@ -13,6 +13,8 @@ from mp_plugin.telemetry.stats_files import SCHEMA, VERSION_KEY, rows_of
 from mp_plugin.telemetry.write_samples import StatsFiles
 from tests.unit.telemetry.test_stats_files import RUN, sample
 
+USUAL_POOL = pa.default_memory_pool().backend_name
+
 
 def write(run: Path, samples: list[LayerSample], session: str = RUN) -> Path:
     """Write a part; returns its path."""
@@ -176,9 +178,8 @@ def test_a_version_that_never_was_is_damage(tmp_path: Path, version: str) -> Non
 
 
 def test_reading_leaves_the_memory_pool_alone(tmp_path: Path) -> None:
-    usual = pa.default_memory_pool().backend_name
     part = write(tmp_path, [sample(1)])
     pq.write_table(rewritten(part, version="2"), part)
     with pytest.raises(TelemetryError):
         read_samples(stats(tmp_path))
-    assert pa.default_memory_pool().backend_name == usual
+    assert pa.default_memory_pool().backend_name == USUAL_POOL

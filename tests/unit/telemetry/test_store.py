@@ -131,7 +131,7 @@ def test_lines_of_a_later_release_are_named(tmp_path: Path) -> None:
 def test_a_file_of_garbage_is_told_in_a_few_lines(tmp_path: Path) -> None:
     record_run(tmp_path)
     path = tmp_path / "telemetry" / "incidents.jsonl"
-    path.write_bytes(random.Random(0).randbytes(20_000))
+    path.write_bytes(b"[" * 100_000 + b"\n" + random.Random(0).randbytes(20_000))
     run = open_run(tmp_path)
     assert (run.incidents, run.events) == ((), ())
     assert len(run.damaged) == 6

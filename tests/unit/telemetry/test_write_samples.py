@@ -131,11 +131,14 @@ def test_a_part_of_another_session_that_appears_meanwhile_stays(
     """The directory is listed; before the next name is taken, somebody else completes a part of that name."""
     StatsFiles(tmp_path, run=RUN).append([sample(0)])
     (first,) = (tmp_path / "telemetry" / "stats").iterdir()
+    in_the_making = first.with_name(".part-00001.partial")
+    in_the_making.write_bytes(b"PAR1")
     with monkeypatch.context() as patched:
         patched.setattr(os, "listdir", lambda path: [])
         StatsFiles(tmp_path, run=RUN).append([sample(1)])
     assert pq.ParquetFile(first).read()["step"].to_pylist() == [0]
-    assert parts(tmp_path) == ["part-00000.parquet", "part-00001.parquet"]
+    assert in_the_making.read_bytes() == b"PAR1"
+    assert parts(tmp_path) == [".part-00001.partial", "part-00000.parquet", "part-00002.parquet"]
 
 
 def test_what_a_killed_process_left_does_not_disturb(tmp_path: Path) -> None:
@@ -159,6 +162,15 @@ def test_a_directory_that_cannot_be_written_is_told_once(tmp_path: Path, caplog:
     assert message.startswith(f"{files.directory} cannot be written (")
     assert caplog.records[0].levelno == logging.WARNING
     assert files._waiting == []
+
+
+def test_what_cannot_be_encoded_is_told_and_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = StatsFiles(tmp_path, run=RUN)
+    files.append([sample(layer="half a \ud83d")])
+    files.append([sample()])
+    (message,) = caplog.messages
+    assert "UnicodeEncodeError" in message
+    assert parts(tmp_path) == []
 
 
 def test_without_pyarrow_training_goes_on(
