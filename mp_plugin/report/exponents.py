@@ -13,7 +13,7 @@ from mp_plugin.telemetry.tensor_stats import HIGHEST_EXPONENT, LOWEST_EXPONENT
 if TYPE_CHECKING:
     from pyarrow import Table
 
-ROWS_AT_ONCE = 50_000
+ROWS_AT_ONCE = 20_000
 """Bounds the memory for what is unpacked."""
 NUM_EXPONENTS = HIGHEST_EXPONENT - LOWEST_EXPONENT + 1
 

@@ -1,5 +1,6 @@
 """What the samples of a run say of each layer over its steps, few enough numbers to draw and to send along."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -86,26 +87,30 @@ def codes(samples: "Table", name: str) -> tuple[list[str], Ints]:
 
 
 def _worst(samples: "Table", place: Ints, shape: tuple[int, ...]) -> dict[str, Floats]:
-    names = ("numel", "zeros", "nans", "infs", "flushed", "subnormal", "saturated")
-    numel, zeros, nans, infs, flushed, subnormal, saturated = (numbers(samples, name) for name in names)
-    countable = numel - zeros - nans - infs
-    amax = numbers(samples, "amax")
-    by_row = {
-        "headroom": (numbers(samples, "headroom_bits"), np.fmin),
-        "underflow": (share(flushed + subnormal, countable), np.fmax),
-        "flushed": (share(flushed, countable), np.fmax),
-        "saturation": (share(saturated, countable), np.fmax),
-        "non_finite": (share(nans + infs, numel), np.fmax),
-        # Where every value is zero or not finite there is no largest magnitude to show.
-        "amax": (np.where(amax > 0, amax, np.nan), np.fmax),
-    }
     order = np.argsort(place, kind="stable")
     filled, starts = np.unique(place[order], return_index=True)
     cells = {}
-    for measure, (values, worse) in by_row.items():
+    # One at a time: each takes as much memory as there are samples.
+    for measure, values in _by_row(samples):
+        worse = np.fmin if measure == "headroom" else np.fmax
         cells[measure] = np.full(shape, np.nan)
         cells[measure].reshape(-1)[filled] = worse.reduceat(values[order], starts)
     return cells
+
+
+def _by_row(samples: "Table") -> Iterator[tuple[str, Floats]]:
+    yield "headroom", numbers(samples, "headroom_bits")
+    amax = numbers(samples, "amax")
+    # Where every value is zero or not finite there is no largest magnitude to show.
+    yield "amax", np.where(amax > 0, amax, np.nan)
+    non_finite = numbers(samples, "nans") + numbers(samples, "infs")
+    numel = numbers(samples, "numel")
+    yield "non_finite", share(non_finite, numel)
+    countable = numel - numbers(samples, "zeros") - non_finite
+    flushed = numbers(samples, "flushed")
+    yield "flushed", share(flushed, countable)
+    yield "underflow", share(flushed + numbers(samples, "subnormal"), countable)
+    yield "saturation", share(numbers(samples, "saturated"), countable)
 
 
 def share(part: Floats, whole: Floats) -> Floats:

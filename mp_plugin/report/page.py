@@ -36,6 +36,7 @@ def build_page(run: Run) -> str:
     Args:
         run: finished, killed or still going on; whatever it lacks is left out, and said.
     """
+    advice = page_advice(run)  # first, as it takes the most memory
     listed = worst_layers(run, LISTED_LAYERS)
     data = PageData(run, listed[0] if listed else None)
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -63,7 +64,7 @@ def build_page(run: Run) -> str:
         newest_incidents=run.incidents[-LISTED_INCIDENTS:],
         by_format=layers_by_format(run),
         judged=JUDGED,
-        page_advice=page_advice(run),
+        page_advice=advice,
         style=(ASSETS / "page.css").read_text(encoding="utf-8"),
         script=script,
         packed_data=data.packed(),
