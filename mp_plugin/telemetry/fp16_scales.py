@@ -47,7 +47,7 @@ def fp16_scales(gradients: Mapping[str, Collection[TensorStats]], tolerances: To
     at_scale = [
         frozenset(name for name, kinds in gradients.items() if _fit(kinds, scale, tolerances)) for scale in SCALES
     ]
-    windows = [_around(place, at_scale) for place, layers in enumerate(at_scale) if layers]
+    windows = [_upwards(place, at_scale) for place, layers in enumerate(at_scale) if layers]
     return max(windows, key=lambda window: (len(window.layers), window.highest / window.lowest), default=None)
 
 
@@ -55,11 +55,9 @@ def _fit(kinds: Collection[TensorStats], scale: float, tolerances: Tolerances) -
     return all(tolerances.accept(format_fit(each.exponents, each.amax, FORMATS["fp16"], scale=scale)) for each in kinds)
 
 
-def _around(place: int, at_scale: list[frozenset[str]]) -> Fp16Scales:
-    """Return the scales next to one that fit the same layers."""
-    low = high = place
-    while low > 0 and at_scale[low - 1] >= at_scale[place]:
-        low -= 1
-    while high + 1 < len(at_scale) and at_scale[high + 1] >= at_scale[place]:
+def _upwards(place: int, at_scale: list[frozenset[str]]) -> Fp16Scales:
+    """Return the scales from one upwards that fit the same layers."""
+    high = place
+    while high + 1 < len(at_scale) and at_scale[high + 1] == at_scale[place]:
         high += 1
-    return Fp16Scales(lowest=SCALES[low], highest=SCALES[high], layers=at_scale[place])
+    return Fp16Scales(lowest=SCALES[place], highest=SCALES[high], layers=at_scale[place])

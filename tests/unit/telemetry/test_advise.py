@@ -137,11 +137,16 @@ def test_gradients_of_parameters_stand_in_and_have_to_fit_too() -> None:
     assert kinds == {"a": WEIGHTS, "b": GRADIENT, "c": GRADIENT}
     # No scale fits both gradients of b.
     assert list(found.fp32_layers) == ["b"]
+    rows[1:3] = [sample("b", WEIGHTS, large), sample("b", GRADIENT, small)]
+    entry = of(advise(table(rows)), "b", Direction.backward)
+    assert entry.formats["fp16"].used.flushed.high < 0.01
+    assert not entry.formats["fp16"].fits
 
 
 def test_gradients_of_a_layer_that_has_to_be_in_fp32_anyway_do_not_narrow_the_window() -> None:
-    found = advice({"large": (normal(20), normal(12)), "other": (normal(), normal(-30))})
-    assert list(found.fp32_layers) == ["large"]
+    large = (normal(20), normal(5))
+    found = advice({"large": large, "larger": large, "other": (normal(), normal(-30))})
+    assert list(found.fp32_layers) == ["large", "larger"]
     assert found.loss_scales is not None
     assert found.loss_scales.layers == {"other"}
 
