@@ -52,32 +52,36 @@ def doctor() -> None:
 
 @app.command()
 def advise(
-    run: Annotated[str, typer.Argument(help="The directory of a run that was sampled with histograms.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="The directory of a run sampled with histograms.", show_default=False),
+    ],
     show_all: Annotated[bool, typer.Option("--all", help="Show every layer, not only the worst.")] = False,
     overflow: Annotated[float, typer.Option(help="Share of a layer's values that may overflow.")] = 0.0,
     flushed: Annotated[float, typer.Option(help="Share that may be flushed to zero.")] = 0.05,
     subnormal: Annotated[float, typer.Option(help="Share that may lose digits as subnormal numbers.")] = 0.1,
     emit: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Write a precision map and a Hydra config that uses it there.")
+        Path | None, typer.Option(metavar="DIR", help="Write a precision map and a Hydra config that uses it there.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what --emit finds there.")] = False,
 ) -> None:
     """Say which number format each layer of a run could have, and which loss scales fit."""
     from rich.console import Console
 
-    from mp_plugin.report.advice_files import write_advice
+    from mp_plugin.report.advice_files import how_to_use, write_advice
     from mp_plugin.report.advice_table import advice_view
     from mp_plugin.telemetry.advise import advise
     from mp_plugin.telemetry.store import open_run
     from mp_plugin.telemetry.tolerances import Tolerances
 
-    opened = open_run(run)
-    advice = advise(opened, Tolerances(overflow=overflow, flushed=flushed, subnormal=subnormal))
+    recorded = open_run(run)
+    advice = advise(recorded, Tolerances(overflow=overflow, flushed=flushed, subnormal=subnormal))
+    _tell_damaged(recorded)
     Console().print(advice_view(advice, show_all=show_all))
     if emit is not None:
-        map_path, config_path = write_advice(opened, advice, emit, overwrite=force)
-        typer.echo(f"\nWrote {map_path} and {config_path}.")
-        typer.echo(f"Use: python train.py --config-dir {map_path.parent} precision=advised")
+        map_path, config_path = write_advice(recorded, advice, emit, overwrite=force)
+        typer.echo(f"\nWrote {_shown(map_path)} and {_shown(config_path)}.")
+        typer.echo(f"Use: {how_to_use(map_path.parent)}")
 
 
 @app.command()

@@ -1,12 +1,14 @@
 """Write advice down as what another run can be started with: a precision map, and a Hydra config that uses it."""
 
 import os
+import shlex
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # its types are a package of their own
 
 from mp_plugin.errors import ConfigError
 from mp_plugin.fallback.precision_map import FILE_NAME
+from mp_plugin.report.words import printable
 from mp_plugin.telemetry.advise import Advice
 from mp_plugin.telemetry.advised_map import advised_map
 from mp_plugin.telemetry.store import Run
@@ -20,7 +22,7 @@ MARGIN = 4.0
 
 HEADER = """\
 # @package _global_
-# Written by `mp-plugin advise`. Use: python train.py --config-dir {directory} precision=advised
+# Written by `mp-plugin advise`. Use: {command}
 """
 
 
@@ -74,4 +76,14 @@ def config_text(advice: Advice, map_path: Path) -> str:
         precision["scaling"] = {"init_scale": max(scales.highest / MARGIN, scales.lowest)}
     values = {"defaults": ["fp16", "_self_"], "precision": precision}
     body: str = yaml.safe_dump(values, sort_keys=False, width=2**30, allow_unicode=True)
-    return HEADER.format(directory=map_path.parent) + body
+    return HEADER.format(command=how_to_use(map_path.parent)) + body
+
+
+def how_to_use(directory: Path) -> str:
+    """Return the command that trains with what was written to a directory.
+
+    Example:
+        >>> how_to_use(Path("/runs/a b"))
+        "python train.py --config-dir '/runs/a b' precision=advised"
+    """
+    return f"python train.py --config-dir {shlex.quote(printable(str(directory)))} precision=advised"

@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mp_plugin.report.words import printable, shown_name
 from mp_plugin.telemetry.advice_words import percent, power
 from mp_plugin.telemetry.advise import JUDGED, Advice, FormatAdvice, LayerAdvice
 from mp_plugin.telemetry.events import Direction
@@ -13,7 +14,6 @@ from mp_plugin.telemetry.tolerances import Tolerances
 LISTED = 12
 """Rows without `show_all`: what fits on a screen."""
 LISTED_SAMPLES = 3
-NAME_WIDTH = 60
 
 LEGEND = (
     "Share of the non-zero values that are flushed or lose digits; ok: tolerated; over: overflow. Before the arrow "
@@ -37,8 +37,8 @@ def advice_view(advice: Advice, *, show_all: bool = False) -> RenderableType:
         cells = (_cell(each, name, advice.tolerances) for name in JUDGED)
         largest = f"{each.histogram.stats.amax:.1e}"
         direction = "fwd" if each.direction is Direction.forward else "bwd"
-        table.add_row(Text(_short(each.layer)), direction, largest, *cells, Text(each.cheapest, style="bold"))
-    parts: list[RenderableType] = [Text(_printable(advice.summary), style="bold"), "", table]
+        table.add_row(Text(_shown(each.layer)), direction, largest, *cells, Text(each.cheapest, style="bold"))
+    parts: list[RenderableType] = [Text(printable(advice.summary), style="bold"), "", table]
     if more := len(advice.layers) - len(rows):
         parts.append(Text(f"and {more:,} more rows: --all", style="dim"))
     parts += ["", Text(LEGEND, style="dim"), *_worst_samples(advice)]
@@ -84,16 +84,10 @@ def _worst_samples(advice: Advice) -> list[Text]:
 def _spoiled(row: LayerAdvice, chosen: FormatAdvice) -> str:
     scale = f" at scale {power(chosen.used.scale)}" if chosen.used.scale != 1 else ""
     share = percent(chosen.worst_flushed)
-    layer = _short(row.layer)
+    layer = _shown(row.layer)
     return f"In step {chosen.worst_step:,} {row.cheapest}{scale} would flush {share} of {layer} {row.direction.value}."
 
 
-def _printable(name: str) -> str:
-    """Return a name without what a terminal would obey."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name)
-
-
-def _short(name: str) -> str:
-    """Return a layer's name as a cell holds it: its two ends if it is long; the root, which has none, as such."""
-    name = _printable(name) or "(root)"
-    return name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH // 2]}…{name[-NAME_WIDTH // 2 + 1 :]}"
+def _shown(layer: str) -> str:
+    """Return a layer's name as a cell holds it; the root, which has none, as such."""
+    return shown_name(layer) or "(root)"

@@ -171,8 +171,6 @@ def test_the_command_line_from_a_run_of_somebody_elses_app_to_the_next(tmp_path:
     refused = command(*MP_PLUGIN, "advise", tmp_path / "run", "--emit", "advised", cwd=tmp_path)
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"mp-plugin: {tmp_path}/advised/precision_map.yaml is there already; accepted: ")
-    forced = command(*MP_PLUGIN, "advise", tmp_path / "run", "--emit", "advised", "--force", cwd=tmp_path)
-    assert forced.returncode == 0, forced.stderr
 
 
 def test_a_run_without_histograms_is_refused_in_one_sentence(tmp_path: Path) -> None:
