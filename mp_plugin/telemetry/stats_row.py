@@ -126,6 +126,8 @@ def _length(histogram: bool) -> int:
 def _flat(values: Tensor) -> Tensor:
     # Values of a sparse row that appears twice are summed; the parts of a distributed one stay where they are.
     values = local_values(settled(values) if values.is_sparse else values).resolve_neg()
+    if values.device.type == "mps":  # which has no fp64: the host computes, and waits
+        values = values.cpu()
     # In the order of memory, as the order does not matter: no copy of a tensor that is transposed, or channels last.
     return values.permute(sorted(range(values.dim()), key=values.stride, reverse=True)).reshape(-1)
 
