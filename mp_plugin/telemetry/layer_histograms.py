@@ -53,10 +53,10 @@ def layer_histograms(samples: "pa.Table") -> list[LayerHistogram]:
     Raises:
         TelemetryError: for samples without histograms, or none at all.
     """
-    columns: dict[str, Any] = {name: samples.column(name).combine_chunks() for name in (*NAMES, *NUMBERS, *COUNTS)}
+    columns: dict[str, Any] = {name: samples.column(name).combine_chunks() for name in (*NUMBERS, *COUNTS)}
     values = {name: columns[name].to_numpy(zero_copy_only=False) for name in NUMBERS}
     # As codes: in an array of its own every name would take the room of the longest.
-    names = {name: columns[name].dictionary_encode() for name in NAMES}
+    names = {name: samples.column(name).dictionary_encode().combine_chunks() for name in NAMES}
     codes = {name: each.indices.to_numpy(zero_copy_only=False).astype(np.int64) for name, each in names.items()}
     layers, kinds = (names[name].dictionary.to_pylist() for name in NAMES)
     counts = columns["exponent_counts"]
