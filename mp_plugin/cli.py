@@ -56,16 +56,21 @@ def advise(
         Path,
         typer.Argument(metavar="RUN", help="The directory of a run sampled with histograms.", show_default=False),
     ],
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Where --emit writes; advised/ here.", show_default=False)
+    ] = None,
     show_all: Annotated[bool, typer.Option("--all", help="Show every layer, not only the worst.")] = False,
     overflow: Annotated[float, typer.Option(help="Share of a layer's values that may overflow.")] = 0.0,
     flushed: Annotated[float, typer.Option(help="Share that may be flushed to zero.")] = 0.05,
     subnormal: Annotated[float, typer.Option(help="Share that may lose digits as subnormal numbers.")] = 0.1,
     emit: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a precision map and a Hydra config that uses it there.")
-    ] = None,
+        bool, typer.Option("--emit", help="Write a precision map and a Hydra config that uses it to DIR.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what --emit finds there.")] = False,
 ) -> None:
     """Say which number format each layer of a run could have, and which loss scales fit."""
+    if directory is not None and not emit:
+        raise ConfigError(f"Nothing is written to {_shown(directory)} without --emit; accepted: --emit with it.")
     from rich.console import Console
 
     from mp_plugin.report.advice_files import how_to_use, write_advice
@@ -78,8 +83,8 @@ def advise(
     advice = advise(recorded, Tolerances(overflow=overflow, flushed=flushed, subnormal=subnormal))
     _tell_damaged(recorded)
     Console().print(advice_view(advice, show_all=show_all))
-    if emit is not None:
-        map_path, config_path = write_advice(recorded, advice, emit, overwrite=force)
+    if emit:
+        map_path, config_path = write_advice(recorded, advice, directory or Path("advised"), overwrite=force)
         typer.echo(f"\nWrote {_shown(map_path)} and {_shown(config_path)}.")
         typer.echo(f"Use: {how_to_use(map_path.parent)}")
 

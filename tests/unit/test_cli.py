@@ -216,3 +216,16 @@ def test_a_terminal_that_knows_ascii_only_is_enough(tmp_path: Path) -> None:
     )
     assert b"Layers closest" in result.stdout
     assert b"Traceback" not in result.stderr
+
+
+def test_advice_is_written_where_it_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    nowhere = command("advise", "run", "there")
+    assert nowhere.returncode == 1
+    assert nowhere.stderr == "mp-plugin: Nothing is written to there without --emit; accepted: --emit with it.\n"
+    assert command("advise", "run", "--emit", "there").returncode == 0
+    assert command("advise", "run", "--emit").returncode == 0
+    for directory in ("there", "advised"):
+        assert (tmp_path / directory / "precision_map.yaml").exists()
+        assert (tmp_path / directory / "precision" / "advised.yaml").exists()
