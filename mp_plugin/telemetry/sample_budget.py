@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+FREE_SECONDS = 0.05
+"""That samples may take at any time: 1% of 5 s. So a training of a few seconds has a few samples of a small model."""
+
 
 @dataclass(kw_only=True, slots=True)
 class SampleBudget:
@@ -32,7 +35,8 @@ class SampleBudget:
         Args:
             training_seconds: since the first step, samples included.
         """
-        return self.max_overhead >= 1 or self.seconds + self._newest <= self.max_overhead * training_seconds
+        allowed = max(FREE_SECONDS, self.max_overhead * training_seconds)
+        return self.max_overhead >= 1 or self.seconds + self._newest <= allowed
 
     def took(self, seconds: float, *, saw_something: bool = True) -> None:
         """Count a sample, or only its time if there was nothing to see."""
