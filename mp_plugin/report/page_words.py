@@ -14,6 +14,7 @@ from mp_plugin.report.scale_history import summarised_scale
 from mp_plugin.report.words import percent, shown_name
 from mp_plugin.report.worst_layers import fp32_layers
 from mp_plugin.telemetry.advice import advice
+from mp_plugin.telemetry.events import Action
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.store import Run
 
@@ -21,6 +22,15 @@ KINDS = {
     TensorKind.activation: "Activations",
     TensorKind.activation_gradient: "Activation gradients",
     TensorKind.parameter_gradient: "Parameter gradients",
+}
+
+DONE = {
+    Action.backoff: "step skipped, loss scale lowered",
+    Action.retry: "loss scale lowered, batch run again",
+    Action.fallback: "batch run again with layers in FP32",
+    Action.skip: "step skipped",
+    Action.zeroed: "gradients counted as zero",
+    Action.raise_: "run stopped",
 }
 
 
@@ -122,6 +132,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "count": _count,
     "cure": advice,
+    "done": DONE.__getitem__,
     "kind": lambda kind: KINDS[TensorKind(kind)],
     "words": lambda text: str(text).replace("_", " "),
 }

@@ -8,7 +8,7 @@ const KINDS = {
 };
 
 const MEASURES = {
-  headroom: { title: "least headroom, in bits", text: (x) => (Number.isNaN(x) ? "none" : `${shown(x, 4)} bits`) },
+  headroom: { title: "least headroom", text: (x) => (Number.isNaN(x) ? "none" : `${shown(x, 4)} bits`) },
   underflow: { title: "largest share that underflows", text: percent },
   flushed: { title: "largest share flushed to zero", text: percent },
   saturation: { title: "largest share that saturates", text: percent },
@@ -160,7 +160,7 @@ function heatFigure(data, theme, isNarrow, { kind, measure, layer }) {
   layout.xaxis.showgrid = false;
   layout.xaxis.range = [trace.x[0], trace.x[trace.x.length - 1]];
   layout.margin.l = Math.min(length, Math.max(...data.layers.map((name) => name.length))) * (isNarrow ? 6 : 6.8) + 14;
-  layout.margin.t = 56;
+  layout.margin.t = 48;
   layout.margin.r = 20;
   layout.annotations = [{
     xref: "paper", x: 1, xanchor: "left", y: layer, yanchor: "middle", text: "\u25c0", showarrow: false,
@@ -288,7 +288,10 @@ function driftFigure(data, theme, isNarrow, name) {
   stepAxis(layout, data.drift.map((each) => each.step));
   const points = data.drift.filter((each) => typeof each[name] === "number");
   layout.margin.t = 12;
-  layout.yaxis.exponentformat = "power";
+  Object.assign(layout.yaxis, { exponentformat: "power", automargin: true, nticks: 5, rangemode: "tozero" });
+  const isAllZero = points.every((each) => each[name] === 0);
+  if (isAllZero) layout.yaxis.range = [0, 1];
+  layout.margin.r = 20;
   return {
     data: [{
       type: "scatter", mode: "lines+markers", x: points.map((each) => each.step), y: points.map((each) => each[name]),
