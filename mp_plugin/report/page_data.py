@@ -52,9 +52,8 @@ class PageData:
         islands = fp32_layers(run)
         in_fp32 = [name for name in self.grid.layers if any(is_below(name, island) for island in islands)]
         self.scale = scale_history(run, self.grid, self.exponents, in_fp32)
-        self.drift = [
-            event for event in run.events if event.get("event") == "drift" and is_number(event.get("step"), lowest=0)
-        ]
+        drift = [event for event in run.events if event.get("event") == "drift"]
+        self.drift = [event for event in drift if is_number(event.get("step"), lowest=0)]
         self._tightest = tightest
 
     @property
@@ -81,7 +80,7 @@ class PageData:
     @property
     def drift_names(self) -> list[str]:
         """What was measured against FP32, as the events name it."""
-        return [name for name in DRIFT if any(is_number(event.get(name), lowest=-math.inf) for event in self.drift)]
+        return [name for name in DRIFT if any(_number(event.get(name)) is not None for event in self.drift)]
 
     def packed(self) -> str:
         """Return all of it for the page's own unpacking."""
@@ -99,11 +98,7 @@ class PageData:
             "scale": {"points": self.scale.points, "window": self.scale.window},
             "marks": self.marks,
             "symbols": {cause.value: symbol for cause, symbol in SYMBOLS.items()},
-            "drift": [
-                {"step": event["step"]}
-                | {name: event[name] for name in self.drift_names if is_number(event.get(name), lowest=-math.inf)}
-                for event in self.drift
-            ],
+            "drift": [{name: _number(event.get(name)) for name in ("step", *self.drift_names)} for event in self.drift],
         }
         return packed_data(values, {measure: self.grid.cells[measure] for measure in MEASURES if self.grid.cells})
 
@@ -127,7 +122,7 @@ def _marks(incidents: Iterable[Incident]) -> list[dict[str, Any]]:
             (each.step // span, each.cause),
             {
                 "step": each.step,
-                "scale": each.loss_scale if is_number(each.loss_scale, lowest=0) else None,
+                "scale": _number(each.loss_scale),
                 "cause": each.cause.value,
                 "action": each.action.value,
                 "operator": each.operator and shown_name(each.operator),
@@ -137,3 +132,8 @@ def _marks(incidents: Iterable[Incident]) -> list[dict[str, Any]]:
         )
         mark["count"] += 1
     return list(marks.values())
+
+
+def _number(value: Any) -> float | None:
+    """Return what JSON has a number for, and None for anything else."""
+    return value if is_number(value, lowest=-math.inf) else None
