@@ -1,6 +1,7 @@
 """How long telemetry takes, on the host and on its device."""
 
 import time
+from collections import deque
 from types import TracebackType
 
 import torch
@@ -10,7 +11,7 @@ class Stopwatch:
     """Add up the time of the blocks that it is entered for; blocks within blocks count once.
 
     On CUDA the time between two events around each block counts if it is longer than that on the host, which only
-    launches. Entering and leaving never wait; `read` does if the device is not there yet.
+    launches. Nothing here waits: what the device has not finished yet is in a later `read`.
 
     Args:
         device: on which the blocks compute.
@@ -29,7 +30,7 @@ class Stopwatch:
         self._started = 0.0
         self._seconds = 0.0
         self._device_seconds = 0.0
-        self._events: list[torch.cuda.Event] = []
+        self._events: deque[torch.cuda.Event] = deque()
         """Of each block its beginning and its end."""
 
     def __enter__(self) -> "Stopwatch":
@@ -49,10 +50,9 @@ class Stopwatch:
 
     def read(self) -> float:
         """Return the seconds of all blocks so far."""
-        for begin, end in zip(self._events[::2], self._events[1::2], strict=True):
-            end.synchronize()
+        while self._events and self._events[1].query():
+            begin, end = self._events.popleft(), self._events.popleft()
             self._device_seconds += begin.elapsed_time(end) / 1000  # milliseconds
-        self._events.clear()
         return max(self._seconds, self._device_seconds)
 
     def _mark_device(self) -> None:

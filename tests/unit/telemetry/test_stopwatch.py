@@ -31,3 +31,28 @@ def test_a_block_that_fails_counts_too() -> None:
                 raise ValueError
         except ValueError:
             assert stopwatch.read() > 0.0
+
+
+class _Event:
+    """Stands in for an event of CUDA, of which a CPU has none: done when it is told so."""
+
+    def __init__(self, at: float) -> None:
+        self.at, self.is_done = at, False
+
+    def query(self) -> bool:
+        return self.is_done
+
+    def elapsed_time(self, end: "_Event") -> float:
+        return 1000 * (end.at - self.at)
+
+
+def test_what_the_device_has_not_finished_is_left_for_later() -> None:
+    stopwatch = Stopwatch(torch.device("cpu"))
+    first, second = [_Event(0.0), _Event(60.0)], [_Event(100.0), _Event(130.0)]
+    stopwatch._events.extend([*first, *second])  # type: ignore[arg-type]
+    assert stopwatch.read() == 0.0
+    first[1].is_done = True
+    assert stopwatch.read() == 60.0
+    second[1].is_done = True
+    assert stopwatch.read() == 90.0
+    assert stopwatch.read() == 90.0
