@@ -50,7 +50,7 @@ class Stopwatch:
 
     def read(self) -> float:
         """Return the seconds of all blocks so far."""
-        while self._events and self._events[1].query():
+        while self._events and self._events[1].query():  # type: ignore[no-untyped-call]
             begin, end = self._events.popleft(), self._events.popleft()
             self._device_seconds += begin.elapsed_time(end) / 1000  # milliseconds
         return max(self._seconds, self._device_seconds)
