@@ -10,17 +10,20 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import _disable_current_modes
 from torchmetrics import Metric
 
 from mp_plugin.all_ranks import AllRanks
 from mp_plugin.config import Telemetry
+from mp_plugin.fallback.layers import layers_by_name
 from mp_plugin.formats import FORMATS
 from mp_plugin.held_parameters import held_gradients
 from mp_plugin.modes import Mode
 from mp_plugin.rehearsal import forward, rehearsal
 from mp_plugin.scaling.guard import StepGuard
-from mp_plugin.scaling.verdict import gather, has_other_ranks
+from mp_plugin.scaling.verdict import gather
 from mp_plugin.step_start import StepStart
 from mp_plugin.telemetry.layer_probes import LayerProbes, sampled_layers
 from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
@@ -31,6 +34,9 @@ from mp_plugin.telemetry.stopwatch import Stopwatch
 from mp_plugin.telemetry.training_clock import TrainingClock
 
 log = logging.getLogger(__name__)
+
+MOST_BATCHES = 64
+"""Batches of manual optimization that a sample waits for a step."""
 
 Report = Callable[[list[LayerSample], int], None]
 """Takes the samples of a step, and where Lightning logs the metrics of this step."""
@@ -49,16 +55,19 @@ class _Sample:
     is_rehearsed: bool = False
     """Whether its layers are looked at in a run of their own."""
     batches: set[int] = field(default_factory=set)
-    """Identities of the batches whose layers were looked at: one that is run again does not count again."""
+    """Indices of the batches whose layers were looked at: one that is run again does not count again."""
+    is_watching: bool = False
+    """Whether the newest forward pass was looked at as it went."""
+    optimizers: set[int] = field(default_factory=set)
+    """Identities of those whose gradients were looked at: one that calls its closure again has others then."""
 
 
 class LayerSampler:
     """Take statistics of the layers every so many steps, within a budget of the training time.
 
-    The layers of an ordinary step are looked at as it goes. Where code is compiled, which calls no hooks, and in the
-    first step, of which nobody knows that yet, the step is run once more, eagerly, and nothing of that run remains. The
-    gradients of parameters are those of the step itself, unscaled and not clipped. A step that was skipped leaves the
-    activations that were seen of it.
+    The layers of an ordinary step are looked at as it goes. Where code is compiled, which calls no hooks, the step is
+    run once more, eagerly, and nothing of that run remains. The gradients of parameters are those of the step itself,
+    unscaled and not clipped. A step that was skipped leaves the activations that were seen of it.
 
     Args:
         telemetry: what to sample, how often, and at what cost.
@@ -81,7 +90,8 @@ class LayerSampler:
         self._sample: _Sample | None = None
         self._waiting: _Sample | None = None
         """Read back, but not looked at: the device may still be at it."""
-        self._is_broken = self._has_compiled = False
+        self._has_compiled = False
+        self._has_failed: set[tuple[str, TensorKind]] = set()
 
     # Setting up and taking down.
 
@@ -92,18 +102,21 @@ class LayerSampler:
         self.report = report
         self.clock, self.budget = TrainingClock(), SampleBudget(max_overhead=self._telemetry.max_overhead)
         self._next_step, self._sample, self._waiting = 0, None, None
-        self._is_broken = self._has_compiled = False
+        self._has_compiled = False
+        self._has_failed = set()
         self._module = module
         self._stopwatch, self._seconds_before = Stopwatch(module.device), 0.0
         metrics = {each for part in module.modules() if isinstance(part, Metric) for each in part.modules()}
         layers = {name: each for name, each in sampled_layers(module).items() if each not in metrics}
-        self._order = {name: place for place, name in enumerate(layers)}
-        self._probes = LayerProbes(layers, self._take, with_gradients=self._telemetry.gradients)
+        # With those that are not looked at, too: some have parameters that others use.
+        self._order = {name: place for place, name in enumerate(layers_by_name(module))}
+        self._probes = LayerProbes(module, layers, self._take, with_gradients=self._telemetry.gradients)
 
     def disconnect(self) -> None:
         """Sample no more."""
         self.is_on, self.report = False, _ignore
         self._sample = self._waiting = None
+        self._probes.forget()
 
     def summary(self) -> dict[str, Any]:
         """Return how many samples there were, and what they cost, as plain JSON values."""
@@ -118,16 +131,17 @@ class LayerSampler:
         self.clock.go()
         if self._sample is None and self._guard.record.steps >= self._next_step:
             self._begin(start)
-        if self._sample is None or self._sample.is_rehearsed or not self._telemetry.activations:
+        sample = self._sample
+        if sample is None or sample.is_rehearsed or not self._telemetry.activations or not start.window:
             return nullcontext()
-        if not start.window or id(start.window[-1]) in self._sample.batches:
-            return nullcontext()
-        self._sample.batches.add(id(start.window[-1]))
-        return self._probes.forward()
+        batch = start.window[-1].batch_idx
+        sample.is_watching = batch not in sample.batches
+        sample.batches.add(batch)
+        return self._probes.forward() if sample.is_watching else nullcontext()
 
     def backward(self) -> AbstractContextManager[None]:
         """Return the context of a backward pass."""
-        if self._sample is None or self._sample.is_rehearsed or not self._sample.batches:
+        if self._sample is None or not self._sample.is_watching:
             return nullcontext()
         return self._probes.backward()
 
@@ -136,7 +150,8 @@ class LayerSampler:
         sample = self._sample
         if sample is None:
             return
-        if self._telemetry.gradients:
+        if self._telemetry.gradients and id(optimizer) not in sample.optimizers:
+            sample.optimizers.add(id(optimizer))
             for layer, gradient in held_gradients(self._module, optimizer):
                 self._take(layer, TensorKind.parameter_gradient, gradient)
         self._rehearse_once(sample, start)
@@ -144,12 +159,13 @@ class LayerSampler:
     def step_over(self, start: StepStart | None) -> None:
         """Note that a step was taken or skipped: what was seen of it is complete; all ranks together."""
         self._deliver()
-        if self._sample is None:
+        if self._sample is None or self._goes_on(self._sample):
             return
         # Of a skipped step the weights are still those that it began with.
         self._rehearse_once(self._sample, start)
         with self._stopwatch:
             self._sample.rows.read_back()
+        self._probes.forget()
         self._waiting, self._sample = self._sample, None
         if self._module.device.type != "cuda":
             self._deliver()
@@ -158,23 +174,31 @@ class LayerSampler:
         """Deliver what waits; all ranks together."""
         self._deliver()
 
+    def _goes_on(self, sample: _Sample) -> bool:
+        """Whether no optimizer has stepped yet, in manual optimization: the next batch belongs to the same step."""
+        has_stepped = self._module.automatic_optimization or self._guard.record.steps > sample.step
+        # Optimizers that step behind the back of Lightning are not counted.
+        return not has_stepped and len(sample.batches) < MOST_BATCHES
+
     def _begin(self, start: StepStart) -> None:
         step = self._guard.record.steps
         every = self._telemetry.every_n_steps
-        is_first = self._next_step == 0
         self._next_step = (step // every + 1) * every
         is_affordable = self.budget.is_affordable(training_seconds=self.clock.seconds)
-        if not (all(gather(is_affordable)) if has_other_ranks() else is_affordable):
+        self._has_compiled = self._has_compiled or _may_have_compiled(self._module)
+        # One that compiles alone would run the step again alone.
+        answers = gather((is_affordable, self._has_compiled))
+        self._has_compiled = any(has_compiled for _, has_compiled in answers)
+        if not all(is_affordable for is_affordable, _ in answers):
             self.budget.left_out += 1
             return
-        self._has_compiled = self._has_compiled or _has_compiled()
-        rehearsed = self._telemetry.activations and start.can_run_again and (is_first or self._has_compiled)
+        rehearsed = self._telemetry.activations and start.can_run_again and self._has_compiled
         tracker_step = self._module.trainer.fit_loop.epoch_loop._batches_that_stepped
         self._sample = _Sample(step, tracker_step, is_rehearsed=rehearsed)
 
     def _rehearse_once(self, sample: _Sample, start: StepStart | None) -> None:
         if start is not None and sample.is_rehearsed and not sample.batches:
-            sample.batches = {id(batch) for batch in start.window}
+            sample.batches = {each.batch_idx for each in start.window}
             with self._stopwatch:
                 self._all_ranks.each(lambda: self._rehearse(start), {})
 
@@ -191,12 +215,13 @@ class LayerSampler:
 
     def _take(self, layer: str, kind: TensorKind, values: Tensor) -> None:
         sample = self._sample
-        if sample is None or self._is_broken:
+        if sample is None or (layer, kind) in self._has_failed:
             return
         scale = 1.0 if kind is TensorKind.activation else self._guard.loss_scale
         sample.loss_scales[kind] = scale
         try:
-            with self._stopwatch, torch.no_grad():
+            # A mode of the model's own, as of selective checkpoints, would take these operators for the model's.
+            with self._stopwatch, torch.no_grad(), _disable_current_modes():
                 row = stats_row(
                     values,
                     compute=FORMATS[self._compute_dtype],
@@ -206,8 +231,9 @@ class LayerSampler:
                 )
             sample.rows.add(layer, kind, values.dtype, row)
         except Exception as error:  # a diagnosis must not take down the run that it diagnoses
-            self._is_broken = True
-            log.warning("%s of %s cannot be sampled; no more samples are taken.", kind.value, layer, exc_info=error)
+            if not self._has_failed:
+                log.warning("%s of %s cannot be sampled; what cannot is left out.", kind.value, layer, exc_info=error)
+            self._has_failed.add((layer, kind))
 
     def _deliver(self) -> None:
         sample, self._waiting = self._waiting, None
@@ -243,10 +269,16 @@ class LayerSampler:
 _KINDS = [*TensorKind]
 
 
-def _has_compiled() -> bool:
-    """Whether anything in this process was compiled: code that is does not call hooks."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and bool(dynamo.counters["stats"]["unique_graphs"])
+def _may_have_compiled(module: Module) -> bool:
+    """Whether something in this process is compiled, or will be when it is first called: such code calls no hooks."""
+    if any(each._compiled_call_impl is not None for each in module.modules()):
+        return True
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        return False
+    # What `torch.compile` was called for, be it a function that nobody sees from outside; a reset forgets that.
+    backends = dynamo.eval_frame.cached_backends.values()  # that is no function for what is never compiled
+    return any(map(callable, backends)) or bool(dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def _ignore(*_: Any) -> None:

@@ -1,13 +1,14 @@
 """Hooks that take the statistics of what layers put out, and of the gradients that come back to it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, TransformerEncoderLayer
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from mp_plugin.fallback.layers import bears_parameters, has_forward, layers_by_name
 from mp_plugin.telemetry.layer_sample import TensorKind
@@ -40,68 +41,87 @@ def _below(module: Module) -> Iterator[Module]:
 class LayerProbes:
     """Hooks on layers, for the forward passes and backward passes that are watched; at all other times there are none.
 
-    A forward pass that activation checkpointing runs again does not count again. What a hook returns is nothing, so
-    that training is the same with it. Compiled code calls no hooks.
+    What a hook returns is nothing, so that training is the same with it. A forward pass that activation checkpointing
+    runs again does not count again. Gradients count that a watched backward pass brings, not those that a training step
+    asks for on the way, as for a gradient penalty. Compiled code calls no hooks; what `torch.func` transforms is not
+    looked at.
 
     Args:
+        root: the model of the layers.
         layers: by name.
         take: called for each floating-point tensor that a layer puts out.
         with_gradients: whether also for the gradients that come back to them.
     """
 
-    def __init__(self, layers: Mapping[str, Module], take: Take, *, with_gradients: bool) -> None:
+    def __init__(self, root: Module, layers: Mapping[str, Module], take: Take, *, with_gradients: bool) -> None:
         self._layers = layers
+        self._encoders = [each for each in root.modules() if isinstance(each, TransformerEncoderLayer)]
         self._take = take
         self._with_gradients = with_gradients
-        self._awaited: set[str] = set()
-        """Layers whose gradients come back to what they put out when it was watched."""
+        self._is_backward = False
+        self._on_outputs: list[RemovableHandle] = []
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Watch a forward pass; gradients are seen whenever its backward pass runs."""
-        self._awaited.clear()
+        """Watch a forward pass; its gradients are seen in backward passes that are watched until `forget`."""
         with self._hooks(self._see):
             yield
 
-    def backward(self) -> AbstractContextManager[None]:
-        """Watch a backward pass, for the layers that run only there with gradients: reentrant checkpoints."""
-        return self._hooks(self._await_missed) if self._with_gradients else nullcontext()
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Watch a backward pass, with the layers that run only there with gradients: reentrant checkpoints."""
+        if not self._with_gradients:
+            yield
+            return
+        self._is_backward = True
+        try:
+            with self._hooks(self._await):
+                yield
+        finally:
+            self._is_backward = False
+
+    def forget(self) -> None:
+        """Wait for no more gradients. What a layer puts out may stay, as a parameter does that it returns as it is."""
+        for handle in self._on_outputs:
+            handle.remove()
+        self._on_outputs.clear()
 
     @contextmanager
-    def _hooks(self, see: Callable[[str, Iterable[Tensor]], None]) -> Iterator[None]:
-        handles = [module.register_forward_hook(_hook(name, see)) for name, module in self._layers.items()]
-        try:
+    def _hooks(self, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+        # In evaluation torch fuses the parts of such a layer into one operator, unless one of them has a hook.
+        fused = {part for each in self._encoders if not each.training for part in each.modules()}
+        with ExitStack() as undo:
+            for name, module in self._layers.items():
+                if module not in fused:
+                    undo.callback(module.register_forward_hook(_hook(name, see)).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _see(self, name: str, outputs: Iterable[Tensor]) -> None:
-        for output in outputs:
-            self._take(name, TensorKind.activation, output.detach())
-            self._await(name, output)
-
-    def _await_missed(self, name: str, outputs: Iterable[Tensor]) -> None:
-        if name not in self._awaited:
-            for output in outputs:
-                if output.requires_grad:
-                    output.register_hook(self._gradient_hook(name))  # type: ignore[no-untyped-call]
+    def _see(self, name: str, output: Tensor) -> None:
+        self._take(name, TensorKind.activation, output)
+        self._await(name, output)
 
     def _await(self, name: str, output: Tensor) -> None:
         if self._with_gradients and output.requires_grad:
-            self._awaited.add(name)
-            output.register_hook(self._gradient_hook(name))  # type: ignore[no-untyped-call]
+            self._on_outputs.append(output.register_hook(self._gradient_hook(name)))  # type: ignore[no-untyped-call]
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
-            self._take(name, TensorKind.activation_gradient, gradient.detach())
+            if self._is_backward:
+                self._take(name, TensorKind.activation_gradient, gradient)
 
         return hook
 
 
-def _hook(name: str, see: Callable[[str, Iterable[Tensor]], None]) -> Callable[[Module, Any, Any], None]:
+def _hook(name: str, see: Callable[[str, Tensor], None]) -> Callable[[Module, Any, Any], None]:
     def hook(module: Module, inputs: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
-            see(name, [each for each in tree_leaves(output) if isinstance(each, Tensor) and each.is_floating_point()])
+            for each in tree_leaves(output):
+                if isinstance(each, Tensor) and each.is_floating_point() and not _is_transformed(each):
+                    see(name, each)
 
     return hook
+
+
+def _is_transformed(output: Tensor) -> bool:
+    """Whether `torch.func` stands between a tensor and its values: they are one of many, or of a gradient's own run."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(output)

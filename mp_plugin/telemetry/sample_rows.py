@@ -50,7 +50,8 @@ class SampleRows:
         rows = torch.stack([row.to(device) for row in self._rows])
         self._rows.clear()
         if device.type == "cuda":
-            self._host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            # Whatever the default device is.
+            self._host = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)
             self._host.copy_(rows, non_blocking=True)
             self._is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._is_there.record(torch.cuda.current_stream(device))
