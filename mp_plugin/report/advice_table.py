@@ -6,7 +6,7 @@ from rich.text import Text
 
 from mp_plugin.report.words import printable, shown_name
 from mp_plugin.telemetry.advice_words import percent, power
-from mp_plugin.telemetry.advise import JUDGED, Advice, FormatAdvice, LayerAdvice
+from mp_plugin.telemetry.advise import JUDGED, UNKNOWN, Advice, FormatAdvice, LayerAdvice
 from mp_plugin.telemetry.events import Direction
 from mp_plugin.telemetry.format_fit import FormatFit
 from mp_plugin.telemetry.tolerances import Tolerances
@@ -19,6 +19,7 @@ LEGEND = (
     "Share of the non-zero values that are flushed or lose digits; ok: tolerated; over: overflow. Before the arrow "
     "without a scale, behind it with the best one, for fp16 backward the loss scale; no arrow: the same."
 )
+BROKEN = "inf: NaN or Inf came from there; ?: nothing but NaN or Inf, from elsewhere."
 
 
 def advice_view(advice: Advice, *, show_all: bool = False) -> RenderableType:
@@ -35,23 +36,28 @@ def advice_view(advice: Advice, *, show_all: bool = False) -> RenderableType:
         table.add_column(name, no_wrap=True)
     for each in rows:
         cells = (_cell(each, name, advice.tolerances) for name in JUDGED)
-        largest = f"{each.histogram.stats.amax:.1e}"
+        largest = f"{each.histogram.stats.amax:.1e}" if each.histogram.samples else "-"
         direction = "fwd" if each.direction is Direction.forward else "bwd"
         table.add_row(Text(_shown(each.layer)), direction, largest, *cells, Text(each.cheapest, style="bold"))
     parts: list[RenderableType] = [Text(printable(advice.summary), style="bold"), "", table]
     if more := len(advice.layers) - len(rows):
         parts.append(Text(f"and {more:,} more rows: --all", style="dim"))
-    parts += ["", Text(LEGEND, style="dim"), *_worst_samples(advice)]
+    broken = [BROKEN] * any(not each.is_known or each.histogram.broke_at is not None for each in rows)
+    parts += ["", Text(" ".join([LEGEND, *broken]), style="dim"), *_worst_samples(advice)]
     return Group(*parts, *(Text(limit, style="dim") for limit in advice.limits))
 
 
 def _fitness(row: LayerAdvice) -> tuple[int, float]:
     """Return what sorts the worst rows first: dear formats, then much that fp16 would lose."""
-    return -[*JUDGED, "fp32"].index(row.cheapest), -_lost(row.formats["fp16"].used)
+    return -[*JUDGED, UNKNOWN, "fp32"].index(row.cheapest), -_lost(row.formats["fp16"].used)
 
 
 def _cell(row: LayerAdvice, name: str, tolerances: Tolerances) -> Text:
     found = row.formats[name]
+    if not row.is_known:
+        return Text("?", style="dim")
+    if row.histogram.broke_at is not None:
+        return Text("inf", style="red")
     scaled = found.used if name == "fp16" and row.direction is Direction.backward else found.scaled
     words = dict.fromkeys(_word(fit, tolerances) for fit in (found.plain, scaled))
     return Text("→".join(words), style="green" if found.fits else "red")

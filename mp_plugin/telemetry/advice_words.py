@@ -20,6 +20,7 @@ Counts = Mapping[tuple[str, Direction], tuple[int, int]]
 def summary_in_words(
     layers: Sequence[str],
     fp32_layers: Collection[str],
+    unknown_layers: Collection[str],
     loss_scales: tuple[float, float] | None,
     counts: Counts,
     *,
@@ -29,13 +30,13 @@ def summary_in_words(
 
     Example:
         >>> counts = {("bf16", Direction.forward): (3, 3), ("e4m3", Direction.forward): (2, 3)}
-        >>> summary_in_words(["stem", "block", "head"], ["head"], (2.0**12, 2.0**17), counts, has_gradients=True)
+        >>> summary_in_words(["stem", "block", "head"], ["head"], [], (2.0**12, 2.0**17), counts, has_gradients=True)
         'fp16 is safe with a loss scale of 2^12 to 2^17 (2 of 3 layers; head needs fp32); bf16 fits all 3 layers; \
 fp8 fits with a scale for each tensor: e4m3 forward for 2 of 3 layers.'
     """
-    sentences = [_fp16(layers, fp32_layers, loss_scales, has_gradients=has_gradients)]
+    sentences = [_fp16(layers, fp32_layers, unknown_layers, loss_scales, has_gradients=has_gradients)]
     bf16 = {count for (name, _), count in counts.items() if name == "bf16"}
-    if all(fitting == of for fitting, of in bf16):
+    if all(fitting == of for fitting, of in bf16) and not unknown_layers:
         sentences.append(f"bf16 fits all {len(layers):,} layers")
     else:
         sentences.append("bf16 fits " + _by_direction(counts, dict.fromkeys(Direction, "bf16"), with_name=False))
@@ -44,22 +45,17 @@ fp8 fits with a scale for each tensor: e4m3 forward for 2 of 3 layers.'
     return "; ".join(sentences) + "."
 
 
-def why_not_fp16(activations: LayerHistogram | None, tolerances: Tolerances, *, has_gradients: bool) -> str:
+def why_not_fp16(activations: LayerHistogram | None, tolerances: Tolerances) -> str:
     """Return why a layer does not fit fp16.
 
     Args:
         activations: of the layer, if it is they that do not fit; else its gradients do not.
         tolerances: what may be lost.
-        has_gradients: whether some of its gradients were finite.
     """
-    if activations is None and not has_gradients:
-        return "NaN or Inf in its gradients in every sample"
     if activations is None:
         return "no loss scale fits its gradients together with those of most layers"
     if activations.broke_at is not None:
         return f"NaN or Inf in its activations at step {activations.broke_at:,}"
-    if not activations.samples:
-        return "NaN or Inf in its activations in every sample"
     fit = format_fit(activations.stats.exponents, activations.stats.amax, FORMATS["fp16"])
     if fit.overflow.high > tolerances.overflow:
         return f"its activations reach {activations.stats.amax:.3g}, fp16 {FORMATS['fp16'].max:g}"
@@ -119,18 +115,28 @@ def percent(share: float) -> str:
 
 
 def _fp16(
-    layers: Sequence[str], fp32_layers: Collection[str], loss_scales: tuple[float, float] | None, *, has_gradients: bool
+    layers: Sequence[str],
+    fp32_layers: Collection[str],
+    unknown_layers: Collection[str],
+    loss_scales: tuple[float, float] | None,
+    *,
+    has_gradients: bool,
 ) -> str:
     if len(fp32_layers) == len(layers):
         return f"fp16 fits none of {len(layers):,} layers"
-    fitting = f"{len(layers) - len(fp32_layers):,} of {len(layers):,} layers"
-    needs = f"; {_listed(list(fp32_layers))} fp32" if fp32_layers else ""
+    num_fitting = len(layers) - len(fp32_layers) - len(unknown_layers)
+    facts = [f"{_listed(list(fp32_layers))} fp32"] if fp32_layers else []
+    if unknown_layers:
+        facts.append(f"{len(unknown_layers):,} cannot be judged, with NaN or Inf in every sample")
+    if not num_fitting:
+        return f"Whether fp16 fits is not known ({'; '.join(facts)})"
+    fitting = "; ".join([f"{num_fitting:,} of {len(layers):,} layers", *facts])
     if loss_scales is None:
         unknown = "" if has_gradients else ", but gradients were not sampled, so no loss scale is known"
-        return f"fp16 fits the activations ({fitting}{needs}){unknown}"
+        return f"fp16 fits the activations ({fitting}){unknown}"
     lowest, highest = map(power, loss_scales)
     scales = f"a loss scale of {lowest} to {highest}" if lowest != highest else f"a loss scale of {lowest}"
-    return f"fp16 is safe with {scales} ({fitting}{needs})"
+    return f"fp16 is safe with {scales} ({fitting})"
 
 
 def _listed(names: list[str]) -> str:

@@ -4,13 +4,13 @@ Nothing is cast and no hardware is needed: a run in bf16 on any device tells wha
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mp_plugin.formats import FORMATS
 from mp_plugin.telemetry.advice_words import limits_in_words, summary_in_words, why_not_fp16
-from mp_plugin.telemetry.events import Direction
+from mp_plugin.telemetry.events import Cause, Direction, Incident
 from mp_plugin.telemetry.format_fit import FormatFit, best_scale, format_fit
 from mp_plugin.telemetry.fp16_scales import SCALES, Fp16Scales, fp16_scales
 from mp_plugin.telemetry.layer_histograms import LayerHistogram, layer_histograms
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 JUDGED = ("e4m3", "e5m2", "fp16", "bf16")
 """Cheapest first; of two that cost the same, the one with more digits first. What fits none of them needs fp32."""
+
+UNKNOWN = "unknown"
+"""In place of a format, where each sample had NaN or Inf from another layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +60,14 @@ class LayerAdvice:
     """By the names in `JUDGED`."""
 
     @property
+    def is_known(self) -> bool:
+        """Whether there was something to judge: a sample without NaN and Inf, or the first one with them."""
+        return _is_known(self.histogram)
+
+    @property
     def cheapest(self) -> str:
-        """The first format of `JUDGED` that fits, else `fp32`."""
-        return next((name for name in JUDGED if self.formats[name].fits), "fp32")
+        """The first format of `JUDGED` that fits, else `fp32`; `unknown` if there was nothing to judge."""
+        return next((name for name in JUDGED if self.formats[name].fits), "fp32") if self.is_known else UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,8 @@ class Advice:
     """That would fit in fp16; None without gradients, and where no layer fits any."""
     fp32_layers: Mapping[str, str]
     """The layers that do not fit fp16, and why; in the order of the model."""
+    unknown_layers: tuple[str, ...]
+    """Those of which nothing is known, in one direction at least, as each sample had NaN or Inf from elsewhere."""
     limits: tuple[str, ...]
     """What this run cannot tell, one sentence each."""
     summary: str
@@ -93,13 +103,17 @@ def advise(run: "Run | pa.Table", tolerances: Tolerances | None = None) -> Advic
     """
     samples = run.samples if isinstance(run, Run) else run
     tolerances = tolerances or Tolerances()
-    histograms = layer_histograms(samples)
+    histograms = layer_histograms(samples, origins=_origins(run.incidents) if isinstance(run, Run) else None)
     by_kind = {kind: {each.layer: each for each in histograms if each.kind is kind} for kind in TensorKind}
     forward = by_kind[TensorKind.activation]
     backward = {**by_kind[TensorKind.parameter_gradient], **by_kind[TensorKind.activation_gradient]}
     names = list(dict.fromkeys(each.layer for each in histograms))
 
-    overflowing = {name for name in names if name in forward and not _fits(forward[name], "fp16", 1.0, tolerances)}
+    overflowing = {
+        name
+        for name in names
+        if name in forward and _is_known(forward[name]) and not _fits(forward[name], "fp16", 1.0, tolerances)
+    }
     gradients: dict[str, list[TensorStats]] = {}
     for each in histograms:
         if each.kind is not TensorKind.activation and each.layer not in overflowing and each.samples:
@@ -115,19 +129,23 @@ def advise(run: "Run | pa.Table", tolerances: Tolerances | None = None) -> Advic
         if name in backward:
             layers.append(_layer(backward[name], Direction.backward, tolerances, scales, misfits))
     fp32_layers = {
-        name: why_not_fp16(forward[name] if name in overflowing else None, tolerances, has_gradients=name in gradients)
+        name: why_not_fp16(forward[name] if name in overflowing else None, tolerances)
         for name in names
-        if name in overflowing or (name in backward and name not in in_fp16)
+        if name in overflowing or name in misfits
     }
+    unknown = {each.layer for each in layers if not each.is_known} - fp32_layers.keys()
+    unknown_layers = tuple(name for name in names if name in unknown)
     return Advice(
         tolerances=tolerances,
         layers=tuple(layers),
         loss_scales=scales,
         fp32_layers=fp32_layers,
+        unknown_layers=unknown_layers,
         limits=limits_in_words(histograms, computed_in=set(samples.column("compute_dtype").unique().to_pylist())),
         summary=summary_in_words(
             names,
             fp32_layers,
+            unknown_layers,
             None if scales is None else (scales.lowest, scales.highest),
             _counts(layers),
             has_gradients=bool(backward),
@@ -175,11 +193,26 @@ def _fits(histogram: LayerHistogram, name: str, scale: float, tolerances: Tolera
     return tolerances.accept(format_fit(stats.exponents, stats.amax, FORMATS[name], scale=scale))
 
 
+def _is_known(histogram: LayerHistogram) -> bool:
+    return bool(histogram.samples) or histogram.broke_at is not None
+
+
+def _origins(incidents: Iterable[Incident]) -> dict[int, str | None]:
+    """Return by step the layer whose forward pass needs more range, as far as incidents tell; None if none does."""
+    found: dict[int, str | None] = {}
+    for each in incidents:
+        if each.cause in (Cause.data, Cause.weights) or each.evidence.get("forward_finite_in_fp32") is False:
+            found[each.step] = None
+        elif each.cause is Cause.forward and each.layer is not None:
+            found[each.step] = each.layer
+    return found
+
+
 def _counts(layers: list[LayerAdvice]) -> dict[tuple[str, Direction], tuple[int, int]]:
-    """Return for each format and direction how many layers fit, and of how many."""
+    """Return for each format and direction how many layers fit, and of how many with a sample that tells."""
     return {
         (name, direction): (sum(each.formats[name].fits for each in there), len(there))
         for direction in Direction
-        if (there := [each for each in layers if each.direction is direction])
+        if (there := [each for each in layers if each.direction is direction and each.histogram.samples])
         for name in JUDGED
     }

@@ -45,7 +45,8 @@ def advised_map(run: Run, advice: Advice) -> PrecisionMap:
     for name in dict.fromkeys([*bears_parameters, *outermost]):
         island = next((each for each in outermost if is_below(name, each)), None)
         if island is None:
-            layer_format, why = NOT_OBSERVED, "advised: fits fp16"
+            fits = "not judged, NaN or Inf in every sample" if name in advice.unknown_layers else "fits fp16"
+            layer_format, why = NOT_OBSERVED, f"advised: {fits}"
         else:
             layer_format, why = "fp32", outermost[island] if island == name else f"in {island}: {outermost[island]}"
         layers[name] = LayerFormat(
@@ -63,7 +64,7 @@ def _after(advice: Advice) -> dict[str, str]:
     misfits = {
         each.layer
         for each in advice.layers
-        if not each.formats["fp16"].fits and each.histogram.kind is not TensorKind.parameter_gradient
+        if each.is_known and not each.formats["fp16"].fits and each.histogram.kind is not TensorKind.parameter_gradient
     }
     names = list(dict.fromkeys(each.layer for each in advice.layers if each.layer))
     return {
@@ -83,6 +84,6 @@ def _layers(run: Run) -> dict[str, bool]:
     if not found:
         raise TelemetryError(
             f"{run.directory} has no precision_map.yaml and no samples of parameters' gradients, so that nobody knows "
-            "its layers; accepted: a run with Telemetry(gradients=True)."
+            "its layers; accepted: a run with Telemetry(gradients=True) that took a step when it was sampled."
         )
     return found

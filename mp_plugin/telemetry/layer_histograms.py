@@ -29,7 +29,7 @@ class LayerHistogram:
     left_out: int = 0
     """Steps that do not, as some of their values were NaN or Inf."""
     broke_at: int | None = None
-    """The first step in which this layer was the first with NaN or Inf among its activations; None if there is none."""
+    """The first step whose NaN or Inf came from this layer's forward pass; None if there is none."""
     stats: TensorStats
     """Of all samples together: `amax`, `zeros`, `exponents`."""
     worst_below: Mapping[int, tuple[float, int]]
@@ -42,13 +42,15 @@ class LayerHistogram:
         return self.worst_below[min(exponent, max(self.worst_below))]
 
 
-def layer_histograms(samples: "pa.Table") -> list[LayerHistogram]:
+def layer_histograms(samples: "pa.Table", *, origins: Mapping[int, str | None] | None = None) -> list[LayerHistogram]:
     """Return the histograms of a run, in the order of the model.
 
     A sample with NaN or Inf is left out, as its other values may be spoiled as well.
 
     Args:
         samples: with the columns of `stats_files.SCHEMA`, as `Run.samples`.
+        origins: by step, the layer that its NaN and Inf are known to come from, None for none of them. Without one, or
+            if that has no samples, they come from the first layer of the model with some among its activations.
 
     Raises:
         TelemetryError: for samples without histograms, or none at all.
@@ -62,7 +64,9 @@ def layer_histograms(samples: "pa.Table") -> list[LayerHistogram]:
     counts = columns["exponent_counts"]
     is_counted = counts.is_valid().to_numpy(zero_copy_only=False)
     if not is_counted.any():
-        missing = "no samples of its layers" if not len(samples) else "samples without histograms"
+        missing = "samples without histograms"
+        if not values["amax"].any():  # which leaves nothing to count
+            missing = "only samples of NaN, Inf and zeros" if len(samples) else "no samples of its layers"
         raise TelemetryError(
             f"The run has {missing}, by which formats are judged; accepted: a run with precision/telemetry=full, or "
             "Telemetry(activations=True, histograms=True)."
@@ -71,7 +75,13 @@ def layer_histograms(samples: "pa.Table") -> list[LayerHistogram]:
     usable = is_counted | (values["amax"] == 0)
     is_finite = (values["nans"] + values["infs"]) == 0
     is_activation = np.array([kind == TensorKind.activation.value for kind in kinds])[codes["kind"]]
-    broke_at = _first_to_break(values["step"], codes["layer"], is_activation & ~is_finite)
+    places = {layer: place for place, layer in enumerate(layers)}
+    known = {
+        step: None if layer is None else places[layer]
+        for step, layer in (origins or {}).items()
+        if layer is None or layer in places
+    }
+    broke_at = _broken(values["step"], codes["layer"], is_activation & ~is_finite, known)
     flat, bounds = _flattened(counts)
     lowest = columns["lowest_exponent"].fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     found = []
@@ -105,12 +115,15 @@ def _groups(codes: Any) -> list[Any]:
     return sorted(np.split(order, starts + 1), key=lambda rows: int(rows[0]))
 
 
-def _first_to_break(steps: Any, layers: Any, is_broken: Any) -> dict[int, int]:
-    """Return the layers that were the first of a step with NaN or Inf, and that step: all later ones are victims."""
+def _broken(steps: Any, layers: Any, is_broken: Any, known: Mapping[int, int | None]) -> dict[int, int]:
+    """Return the layers that NaN or Inf came from, and the first such step: all others are victims."""
     rows = np.flatnonzero(is_broken)
     broke_at: dict[int, int] = {}
     for row in rows[np.unique(steps[rows], return_index=True)[1]]:
-        broke_at.setdefault(int(layers[row]), int(steps[row]))
+        step = int(steps[row])
+        layer = known.get(step, int(layers[row]))
+        if layer is not None:
+            broke_at.setdefault(layer, step)
     return broke_at
 
 

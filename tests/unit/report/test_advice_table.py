@@ -39,6 +39,18 @@ def test_the_worst_come_first_and_the_rest_is_counted() -> None:
     assert "--all" not in everything
 
 
+def test_nothing_is_said_of_rows_that_were_never_finite() -> None:
+    bad = torch.tensor([torch.nan])
+    text = printed([sample("a", ACTIVATION, FITS)])
+    assert "inf:" not in text
+    spoiled = [sample(name, kind, bad) for name in "ab" for kind in (ACTIVATION, GRADIENT)]
+    text = printed([*spoiled, sample("c", ACTIVATION, FITS)])
+    rows = [line.split() for line in text.splitlines() if " fwd " in line or " bwd " in line]
+    assert rows[0] == ["a", "fwd", "-", "inf", "inf", "inf", "inf", "fp32"]
+    assert rows[1:-1] == [[*each.split(), "-", "?", "?", "?", "?", "unknown"] for each in ("a bwd", "b fwd", "b bwd")]
+    assert "inf: NaN or Inf came from there" in " ".join(text.split())
+
+
 def test_backward_in_fp16_is_shown_at_the_loss_scale_it_would_have() -> None:
     small, large = torch.full((9,), 2.0**-30), torch.full((9,), 2.0**8)
     rows = [sample("a", GRADIENT, small), sample("b", GRADIENT, small), sample("c", GRADIENT, large)]

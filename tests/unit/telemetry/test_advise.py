@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,10 +7,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.helpers.real_casts import Lost, lost
-from mp_plugin.errors import ConfigError
+from mp_plugin.errors import ConfigError, TelemetryError
 from mp_plugin.telemetry.advise import JUDGED, Advice, LayerAdvice, advise
-from mp_plugin.telemetry.events import Direction
+from mp_plugin.telemetry.events import Action, Cause, Direction, Incident
 from mp_plugin.telemetry.layer_sample import TensorKind
+from mp_plugin.telemetry.store import Run
 from mp_plugin.telemetry.tolerances import Tolerances
 from tests.helpers.samples import sample, table
 
@@ -158,12 +160,59 @@ def test_nan_and_inf() -> None:
     ]
     rows += [sample("stem", GRADIENT, torch.tensor([torch.nan])), sample("head", GRADIENT, torch.ones(3))]
     found = advise(table(rows))
-    assert found.fp32_layers == {
-        "stem": "NaN or Inf in its gradients in every sample",
-        "head": "NaN or Inf in its activations at step 0",
-    }
+    assert found.fp32_layers == {"head": "NaN or Inf in its activations at step 0"}
     assert of(found, "head", Direction.forward).cheapest == "fp32"
+    assert found.unknown_layers == ("stem",)
+    assert of(found, "stem", Direction.backward).cheapest == "unknown"
+    assert found.summary == (
+        "Whether fp16 fits is not known (head needs fp32; 1 cannot be judged, with NaN or Inf in every sample); bf16 "
+        "fits forward for 1 of 1 layers, backward for 1 of 1 layers; fp8 fits with a scale for each tensor: e4m3 "
+        "forward for 1 of 1 layers, e5m2 backward for 1 of 1 layers."
+    )
     assert "2 samples with NaN or Inf are left out." in found.limits
+
+
+def incident(cause: Cause, **changes: Any) -> Incident:
+    known: dict[str, Any] = {
+        **{"step": 5, "batch_idx": 5, "kind": "inf", "parameters": ("a.weight",), "rank": 0, "loss_scale": 1.0},
+        **{"dtype": "fp16", "action": Action.skip, "cause": cause, "layer": "wide"},
+    }
+    return Incident(**{**known, **changes})
+
+
+@pytest.mark.parametrize(
+    ("incidents", "expected"),
+    [
+        ([], {"head"}),
+        ([incident(Cause.forward)], {"wide"}),
+        ([incident(Cause.forward, layer=None)], {"head"}),
+        ([incident(Cause.forward, evidence={"forward_finite_in_fp32": True})], {"wide"}),
+        ([incident(Cause.forward, evidence={"forward_finite_in_fp32": False})], set()),
+        ([incident(Cause.data)], set()),
+        ([incident(Cause.weights)], set()),
+        ([incident(Cause.data, step=6)], {"head"}),
+    ],
+)
+def test_only_what_more_range_would_cure_needs_fp32(incidents: list[Incident], expected: set[str]) -> None:
+    good, bad = torch.ones(4), torch.tensor([torch.nan])
+    rows = [sample(name, ACTIVATION, good, step=step) for step in range(5) for name in ("head", "wide")]
+    rows += [sample(name, ACTIVATION, bad, step=5) for name in ("head", "wide")]
+    found = advise(Run(directory=Path("runs/7"), samples=table(rows), incidents=incidents))
+    assert set(found.fp32_layers) == expected
+    assert not found.unknown_layers
+    assert f"({2 - len(expected)} of 2 layers" in found.summary
+
+
+def test_nothing_is_known_of_a_run_that_never_took_a_step() -> None:
+    rows = [sample(name, GRADIENT, torch.tensor([torch.nan])) for name in ("a", "b")]
+    with pytest.raises(TelemetryError, match="The run has only samples of NaN, Inf and zeros, by which"):
+        advise(table(rows))
+    found = advise(table([*rows, sample("a", ACTIVATION, torch.ones(1))]))
+    assert found.fp32_layers == {}
+    assert found.summary.startswith(
+        "Whether fp16 fits is not known (2 cannot be judged, with NaN or Inf in every sample); bf16 fits forward for "
+        "1 of 1 layers; fp8 fits"
+    )
 
 
 def test_the_whole_model_in_words() -> None:

@@ -55,6 +55,14 @@ def test_the_next_layer_would_cast_what_it_is_given_and_is_in_fp32_too(kind: Ten
     assert found.islands["c"] == "advised: takes in what b puts out"
 
 
+def test_what_cannot_be_judged_is_left_to_the_run_that_takes_the_map_over() -> None:
+    spoiled = sample("b", GRADIENT, torch.tensor([torch.nan]))
+    found = found_map(run_of([*layers(a=FITS, b=FITS, c=FITS), spoiled]))
+    assert not found.islands
+    assert found.layers["b"].why == "advised: not judged, NaN or Inf in every sample"
+    assert found.layers["a"].why == "advised: fits fp16"
+
+
 def test_gradients_of_parameters_stay_in_their_layer() -> None:
     rows = [sample("a", WEIGHTS, FITS), sample("b", WEIGHTS, TOO_LARGE), sample("c", WEIGHTS, FITS)]
     assert list(found_map(run_of(rows)).islands) == ["b"]

@@ -58,6 +58,28 @@ def test_what_is_not_finite_is_left_out_and_blamed_on_the_first() -> None:
     assert block.stats.amax == 2.0
 
 
+@pytest.mark.parametrize(
+    ("origins", "expected"),
+    [
+        ({}, {"head": 5}),
+        ({5: "wide"}, {"wide": 5}),
+        ({5: None}, {}),
+        ({5: "not.sampled"}, {"head": 5}),
+        ({4: "wide"}, {"head": 5}),
+    ],
+)
+def test_what_an_incident_tells_of_an_origin_counts_more_than_the_order_of_the_model(
+    origins: dict[int, str | None], expected: dict[str, int]
+) -> None:
+    # The head comes first where layers are listed, and last when they are called.
+    bad = torch.tensor([math.inf])
+    rows = [sample(layer, ACTIVATION, bad, step=step) for step in (5, 6) for layer in ("head", "wide")]
+    rows.append(sample("stem", ACTIVATION, torch.ones(1), step=5))
+    known = {6: None, **origins}
+    found = layer_histograms(table(rows), origins=known)
+    assert {each.layer: each.broke_at for each in found if each.broke_at is not None} == expected
+
+
 def test_gradients_that_are_not_finite_are_nobodys_fault() -> None:
     rows = [sample("stem", kind, torch.tensor([math.inf]), step=3) for kind in (GRADIENT, WEIGHTS)]
     rows.append(sample("stem", ACTIVATION, torch.ones(1), step=3))
