@@ -10,6 +10,7 @@ from mp_plugin.report.words import counted, percent, shown_name
 from mp_plugin.report.worst_layers import fp32_layers
 from mp_plugin.telemetry.panel import WIDEST_TEXT
 from mp_plugin.telemetry.store import Run
+from mp_plugin.telemetry.table import TELLING_SECONDS, in_seconds
 
 LISTED_ISLANDS = 5
 
@@ -59,8 +60,10 @@ def _samples(run: Run, summary: Mapping[str, Any]) -> Iterator[str]:
     layers = pc.count_distinct(run.samples["layer"]).as_py()
     yield f"{counted(steps, 'step')} of {counted(layers, 'layer')}" if steps else "none"
     cost: Any = summary.get("telemetry")
-    if _has_numbers(cost, "share", "seconds"):
-        yield f"cost {percent(cost['share'])} of the training time, {cost['seconds']:,.1f} s"
+    if _has_numbers(cost, "share", "seconds") and cost["seconds"]:
+        seconds = in_seconds(cost["seconds"])
+        is_telling = not _has_numbers(cost, "training_seconds") or cost["training_seconds"] >= TELLING_SECONDS
+        yield f"cost {percent(cost['share'])} of the training time, {seconds}" if is_telling else f"took {seconds}"
     if _has_numbers(cost, "left_out") and cost["left_out"]:
         yield f"{counted(cost['left_out'], 'sample')} left out to keep within Telemetry.max_overhead"
 

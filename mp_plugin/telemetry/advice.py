@@ -117,9 +117,12 @@ def _forward(incident: Incident) -> str:
         return "More range is no help: look for activations that grow, a high learning rate, a missing norm."
     tensor = incident.evidence.get("tensor")
     if tensor is not None:
-        grown = "Normalise it" if tensor.startswith("batch") else "It has grown: lower the learning rate"
+        if tensor.startswith("batch"):
+            cure = "Normalise it"
+        else:  # before the first step it cannot have grown
+            cure = "It has grown: lower the learning rate" if incident.step else "Begin with smaller values"
         fallback = f"Fallback(layers=[{incident.layer!r}])" if incident.layer else "Fallback(auto=True)"
-        return f"Look at {tensor}, which is cast to fp16 here. {grown}, or use bf16, or {fallback}."
+        return f"Look at {tensor}, which is cast to fp16 here. {cure}, or use bf16, or {fallback}."
     if not incident.layer:
         return "Use bf16, which has the range of fp32, or run this line in fp32, with autocast disabled around it."
     return (

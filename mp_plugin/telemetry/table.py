@@ -69,8 +69,18 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def in_seconds(seconds: float) -> str:
+    """Return a time in words.
+
+    Example:
+        >>> [in_seconds(each) for each in (0.0123, 1.0, 12.34, 1204.0)]
+        ['0.012 s', '1.0 s', '12.3 s', '1,204.0 s']
+    """
+    return f"{seconds:,.1f} s" if seconds >= 1 else f"{seconds:.2g} s"
+
+
 def _samples(telemetry: dict[str, Any]) -> str:
-    taken = f"{telemetry['taken']:,} in {telemetry['seconds']:,.2g} s"
+    taken = f"{telemetry['taken']:,} in {in_seconds(telemetry['seconds'])}"
     if telemetry["training_seconds"] >= TELLING_SECONDS:
         taken += f", {telemetry['share']:.2%} of the training time"
     return taken + (f"; {telemetry['left_out']:,} left out to keep it low" if telemetry["left_out"] else "")

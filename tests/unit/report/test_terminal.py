@@ -101,6 +101,23 @@ def test_what_the_run_was_like() -> None:
     assert "net.5: proved" not in found
 
 
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        ({"share": 0.2, "seconds": 0.0512, "training_seconds": 0.25}, "took 0.051 s"),
+        ({"share": 0.0005, "seconds": 0.512, "training_seconds": 1024.0}, "cost <0.1% of the training time, 0.51 s"),
+        ({"share": 0.2, "seconds": 1204.0}, "cost 20% of the training time, 1,204.0 s"),
+        ({"share": 0.0, "seconds": 0.0, "training_seconds": 90.0}, None),
+    ],
+)
+def test_what_samples_cost_is_a_share_of_a_training_that_is_long_enough(
+    cost: dict[str, float], expected: str | None
+) -> None:
+    found = rows(shown(planted_run([sample("a")], info=info(telemetry=cost))))
+    lines = [line for line in found if line.startswith(("cost", "took"))]
+    assert lines == ([] if expected is None else [expected])
+
+
 @pytest.mark.parametrize("damage", [None, 7, "x", {}, {"now": "high"}, {"share": None}, [1]])
 def test_a_summary_of_anybodys_making_is_no_obstacle(damage: object) -> None:
     summary = dict.fromkeys(("loss_scale", "scale_window", "fp32_layers", "telemetry", "steps"), damage)

@@ -119,6 +119,30 @@ def test_a_bad_batch_is_pointed_at(parts: list[dict[str, Any]], expected: str) -
 
 
 @pytest.mark.parametrize(
+    ("tensor", "step", "expected"),
+    [
+        (
+            "head.weight",
+            7,
+            "Look at head.weight, which is cast to fp16 here. It has grown: lower the learning rate, or",
+        ),
+        (
+            "head.weight",
+            0,
+            "Look at head.weight, which is cast to fp16 here. Begin with smaller values, or use bf16, or",
+        ),
+        (
+            "batch[0]",
+            0,
+            "Look at batch[0], which is cast to fp16 here. Normalise it, or use bf16, or Fallback(layers=[",
+        ),
+    ],
+)
+def test_what_was_too_large_before_the_first_step_has_not_grown(tensor: str, step: int, expected: str) -> None:
+    assert advice(forward(OVERFLOW, step=step, evidence={"tensor": tensor})).startswith(expected)
+
+
+@pytest.mark.parametrize(
     ("names", "expected"),
     [
         ([], "what writes to them."),
