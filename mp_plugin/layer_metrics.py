@@ -5,12 +5,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, zip_longest
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from mp_plugin.config import LayerMetrics
+from mp_plugin.instance import replace_attribute
 from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
 from mp_plugin.telemetry.tensor_stats import TensorStats
 
@@ -20,6 +22,8 @@ NUM_EXTREMES = 3
 """Layers of a sample that are extreme: so many by headroom, and so many by underflow."""
 MAX_TRACKED = 12
 """Extreme layers of a run. Each has its curves from then on, and each new one is new columns in a CSV file."""
+EACH_STEP = "precision/effective_step"
+"""A metric that is in each row of training metrics, and in no other."""
 MAX_BARS = 50
 """Layers in a chart; more cannot be read."""
 
@@ -30,12 +34,16 @@ class TrackedLayers:
     Of `extremes`, the layers with the least headroom or the most underflow in some sample are logged from then on.
     Whatever goes wrong with a tracker never stops a run: it is told once, and nothing more is sent there.
 
+    In a CSV file the newest sample goes into the next row of the run's own metrics: a row of its own would have none.
+
     Args:
         which: of which layers.
     """
 
     def __init__(self, which: LayerMetrics) -> None:
         self._which = which
+        self._waiting: dict[CSVLogger, tuple[dict[str, Any], int]] = {}
+        self._joined: set[Logger] = set()
         self._tracked: list[str] = []
         self._tags: dict[str, str] = {}
         self._broken: set[int] = set()
@@ -62,6 +70,33 @@ class TrackedLayers:
                 name, reason = type(logger).__name__, f"{type(error).__name__}: {error}"
                 log.warning("%s cannot log layers (%s); no more metrics of layers are sent there.", name, reason)
 
+    def connect(self, trainer: "pl.Trainer") -> Callable[[], None]:
+        """Join the rows of CSV files; returns what ends that, and writes what still waits for a row."""
+        loggers = [each for each in trainer.loggers if isinstance(each, CSVLogger)]
+        undo = [replace_attribute(each, "log_metrics", self._joining(each)) for each in loggers]
+        self._waiting = {}
+        self._joined = {*loggers}
+
+        def disconnect() -> None:
+            for restore in undo:
+                restore()
+            for logger, (metrics, step) in self._waiting.items():
+                logger.log_metrics(metrics, step=step)
+                logger.save()
+            self._waiting, self._joined = {}, set()
+
+        return disconnect
+
+    def _joining(self, logger: CSVLogger) -> Callable[..., None]:
+        original = logger.log_metrics
+
+        def log_metrics(metrics: dict[str, Any], step: int | None = None) -> None:
+            if EACH_STEP in metrics and logger in self._waiting:
+                metrics = {**metrics, **self._waiting.pop(logger)[0]}
+            original(metrics, step=step)
+
+        return log_metrics
+
     def _chosen(self, samples: Sequence[LayerSample]) -> set[str]:
         if self._which is LayerMetrics.all:
             return {sample.layer for sample in samples}
@@ -70,9 +105,12 @@ class TrackedLayers:
         return set(self._tracked)
 
     def _log_to(self, logger: Logger, logged: Sequence[LayerSample], samples: Sequence[LayerSample], step: int) -> None:
-        metrics = {
+        metrics: dict[str, Any] = {
             f"{self._path(sample)}/{name}": value for sample in logged for name, value in _metrics(sample).items()
         }
+        if logger in self._joined:
+            self._waiting[logger] = (metrics, step)  # type: ignore[index]  # only CSV loggers are among them
+            return
         logger.log_metrics(metrics, step=step)
         counted = {
             f"{self._path(each)}/log2_magnitude": each.stats.exponents for each in logged if each.stats.exponents

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -43,6 +44,7 @@ class RunRecording:
         self._trainer = trainer
         self._plugin = plugin
         self._tracked = TrackedLayers(plugin.telemetry.layer_metrics)
+        self._disconnect_tracked: Callable[[], None] = _do_nothing
         self._directory: str | None = None
         self._files: StatsFiles | None = None
         self._is_broken = False
@@ -52,6 +54,7 @@ class RunRecording:
         """Begin, before the first step; all ranks together."""
         if not self.is_wanted:
             return
+        self._disconnect_tracked = self._tracked.connect(self._trainer)
         self._directory = run_directory(self._trainer, self._plugin.telemetry)
         if self._directory is None or not self._trainer.is_global_zero:
             return
@@ -76,6 +79,7 @@ class RunRecording:
         Args:
             status: `finished`, or `stopped` by an exception.
         """
+        self._disconnect_tracked()
         if self._files is not None:
             self._files.flush()
         self._save(status)
@@ -103,6 +107,10 @@ class RunRecording:
             telemetry=asdict(plugin.telemetry),
             summary=plugin.summary(),
         )
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _now() -> str:

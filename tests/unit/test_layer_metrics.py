@@ -266,3 +266,21 @@ def test_without_trackers_or_samples_nothing_happens(tmp_path):
     TrackedLayers(LayerMetrics.all).log(trainer_with(logger), [], step=0)
     TrackedLayers(LayerMetrics.all).log(quiet_trainer(), [sample("net")], step=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_csv_file_has_them_in_the_rows_of_the_run(tmp_path):
+    logger, tracked = CSVLogger(tmp_path), TrackedLayers(LayerMetrics.all)
+    trainer = trainer_with(logger)
+    disconnect = tracked.connect(trainer)
+    name = "precision/layer/head/activation/amax"
+    for step in range(4):
+        tracked.log(trainer, [sample("head", amax=step + 1.0)], step)
+        if step == 1:
+            logger.log_metrics({"val_loss": 1.0}, step=step)  # no row of training
+        if step in (1, 2):
+            logger.log_metrics({"precision/effective_step": 1.0 * step}, step=step)
+    disconnect()
+    rows = [(row["step"], row["precision/effective_step"], row[name]) for row in csv_rows(logger)]
+    # The newest sample of each row; the last one has a row of its own, as no other came.
+    assert rows == [("1", "", ""), ("1", "1.0", "2.0"), ("2", "2.0", "3.0"), ("3", "", "4.0")]
+    assert "log_metrics" not in vars(logger)
