@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from mp_plugin.environment import environment
 from mp_plugin.layer_metrics import TrackedLayers
 from mp_plugin.run_directory import run_directory
+from mp_plugin.scaling.verdict import gather
 from mp_plugin.telemetry.layer_sample import LayerSample
 from mp_plugin.telemetry.run_info import RunInfo
 from mp_plugin.telemetry.write_samples import StatsFiles
@@ -30,7 +31,7 @@ SECONDS_BETWEEN_INFOS = 30.0
 class RunRecording:
     """Write down the samples of a fit and how it goes; the first rank writes, trouble is told once.
 
-    Where nobody asked for telemetry and the trainer logs nothing, nothing is written, nor sampled.
+    Where nobody asked for telemetry and the trainer logs nothing, nothing is written, nor sampled. All ranks together.
 
     Args:
         trainer: that fits.
@@ -40,7 +41,8 @@ class RunRecording:
     def __init__(self, trainer: "pl.Trainer", plugin: "AdaptivePrecision") -> None:
         self.run = _now()
         """Tells the sessions that write to one directory apart: when this one began, UTC."""
-        self.is_wanted = bool(trainer.loggers) or plugin.asks_for_telemetry
+        # Some give a logger to the first rank only, and samples are taken by all.
+        self.is_wanted = any(gather(bool(trainer.loggers) or plugin.asks_for_telemetry))
         self._trainer = trainer
         self._plugin = plugin
         self._tracked = TrackedLayers(plugin.telemetry.layer_metrics)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -35,6 +37,15 @@ STRATEGIES: dict[str, tuple[Any, type[Regression]]] = {
     "ddp": (lambda: DDPStrategy(process_group_backend="gloo"), Regression),
     "fsdp": (
         lambda: FSDPOnCPU(process_group_backend="gloo", auto_wrap_policy={nn.Linear}, use_orig_params=True),
+        Regression,
+    ),
+    "fsdp without shards": (
+        lambda: FSDPOnCPU(
+            process_group_backend="gloo",
+            auto_wrap_policy={nn.Linear},
+            use_orig_params=True,
+            sharding_strategy="NO_SHARD",
+        ),
         Regression,
     ),
     "fsdp2": (lambda: ModelParallelStrategy(process_group_backend="gloo"), Sharded),
@@ -95,3 +106,21 @@ def test_two_ranks_see_what_one_process_sees(tmp_path: Path, name: str) -> None:
 
 def test_ranks_agree_on_what_they_can_afford(tmp_path: Path) -> None:
     run_on_ranks(train, str(tmp_path), "ddp", 1, 1e-9)
+
+
+def train_unlike(directory: str, difference: str) -> None:
+    is_first = int(os.environ["RANK"]) == 0
+    telemetry = Telemetry(every_n_steps=1, activations=True, max_overhead=1) if difference == "compiled" else None
+    if is_first and difference == "compiled":
+        torch.compile(lambda values: values + 1, backend="eager")(torch.ones(2))
+    plugin = AdaptivePrecision("bf16", telemetry=telemetry)
+    strategy = DDPStrategy(process_group_backend="gloo")
+    logger = CSVLogger(directory) if is_first else False
+    trainer = quiet_trainer(plugins=[plugin], strategy=strategy, devices=WORLD_SIZE, max_steps=3, logger=logger)
+    trainer.fit(Regression(), regression_data())
+    assert plugin.sampler.budget.taken == (3 if difference == "compiled" else 1)
+
+
+@pytest.mark.parametrize("difference", ["compiled", "logger"])
+def test_what_the_first_rank_alone_has_does_not_part_the_ranks(tmp_path: Path, difference: str) -> None:
+    run_on_ranks(train_unlike, str(tmp_path), difference)
