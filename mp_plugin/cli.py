@@ -12,9 +12,13 @@ from mp_plugin._version import __version__
 from mp_plugin.errors import ConfigError, MpPluginError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from mp_plugin.telemetry.store import Run
 
 LISTED_DAMAGED = 10
+NARROWEST = 60
+"""Columns that a table needs."""
 
 app = typer.Typer(
     name="mp-plugin",
@@ -71,9 +75,7 @@ def advise(
     """Say which number format each layer of a run could have, and which loss scales fit."""
     if directory is not None and not emit:
         raise ConfigError(f"Nothing is written to {_shown(directory)} without --emit; accepted: --emit with it.")
-    from rich.console import Console
-
-    from mp_plugin.report.advice_files import how_to_use, write_advice
+    from mp_plugin.report.advice_files import how_to_use, how_to_use_in_python, write_advice
     from mp_plugin.report.advice_table import advice_view
     from mp_plugin.telemetry.advise import advise
     from mp_plugin.telemetry.store import open_run
@@ -82,11 +84,12 @@ def advise(
     recorded = open_run(run)
     advice = advise(recorded, Tolerances(overflow=overflow, flushed=flushed, subnormal=subnormal))
     _tell_damaged(recorded)
-    Console().print(advice_view(advice, show_all=show_all))
+    _print(advice_view(advice, show_all=show_all))
     if emit:
         map_path, config_path = write_advice(recorded, advice, directory or Path("advised"), overwrite=force)
         typer.echo(f"\nWrote {_shown(map_path)} and {_shown(config_path)}.")
-        typer.echo(f"Use: {how_to_use(map_path.parent)}")
+        typer.echo(f"With Hydra: {how_to_use(map_path.parent)}")
+        typer.echo(f"In Python: {_printable(how_to_use_in_python(advice, map_path))}")
 
 
 @app.command()
@@ -107,11 +110,9 @@ def report(
 
     recorded = open_run(run)
     if terminal:
-        from rich.console import Console
-
         from mp_plugin.report.terminal import terminal_report
 
-        Console().print(terminal_report(recorded))
+        _print(terminal_report(recorded))
         return
     from mp_plugin.report.page import build_page
     from mp_plugin.report.verdict import verdict
@@ -132,6 +133,15 @@ def report(
 
         if not webbrowser.open(output.absolute().as_uri()):
             typer.echo(f"mp-plugin: there is no browser here to open {_shown(output)}.", err=True)
+
+
+def _print(view: "RenderableType") -> None:
+    from rich.console import Console
+
+    console = Console()
+    # In a narrower one names would be the first to go. Better that its lines break.
+    console.width = max(console.width, NARROWEST)
+    console.print(view)
 
 
 def _check_free(output: Path, *, force: bool) -> None:

@@ -71,9 +71,8 @@ def config_text(advice: Advice, map_path: Path) -> str:
     # OmegaConf would resolve what looks like an interpolation.
     fallback = {"map": str(map_path).replace("${", r"\${"), "auto": True}
     precision: dict[str, object] = {"fallback": fallback}
-    if advice.loss_scales is not None:
-        scales = advice.loss_scales
-        precision["scaling"] = {"init_scale": max(scales.highest / MARGIN, scales.lowest)}
+    if (scale := _first_scale(advice)) is not None:
+        precision["scaling"] = {"init_scale": scale}
     values = {"defaults": ["fp16", "_self_"], "precision": precision}
     body: str = yaml.safe_dump(values, sort_keys=False, width=2**30, allow_unicode=True)
     return HEADER.format(command=how_to_use(map_path.parent)) + body
@@ -87,3 +86,14 @@ def how_to_use(directory: Path) -> str:
         "python train.py --config-dir '/runs/a b' precision=advised"
     """
     return f"python train.py --config-dir {shlex.quote(printable(str(directory)))} precision=advised"
+
+
+def how_to_use_in_python(advice: Advice, map_path: Path) -> str:
+    """Return the same as Python, for training without Hydra."""
+    scaling = f", scaling=LossScaling(init_scale={scale:.15g})" if (scale := _first_scale(advice)) is not None else ""
+    return f'AdaptivePrecision("fp16", fallback=Fallback(map={str(map_path)!r}, auto=True){scaling})'
+
+
+def _first_scale(advice: Advice) -> float | None:
+    scales = advice.loss_scales
+    return None if scales is None else max(scales.highest / MARGIN, scales.lowest)

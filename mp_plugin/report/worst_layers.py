@@ -59,9 +59,9 @@ class WorstLayer:
 def worst_layers(run: Run, limit: int | None = 10) -> list[WorstLayer]:
     """Return the layers that came closest to an end of the compute dtype, the worst first, each kind by itself.
 
-    First those with NaN, Inf or saturated values; then those whose gradients vanish or whose values are within a bit of
-    overflow; then by least headroom; last those that are not at risk. Of a layer that was moved to FP32 only the
-    samples from before count.
+    First those with NaN, Inf or saturated values, origins of incidents before their victims; then those whose gradients
+    vanish or whose values are within a bit of overflow; then by least headroom; last those that are not at risk. Of a
+    layer that was moved to FP32 only the samples from before count.
 
     Args:
         run: with any number of samples; takes about a second per million.
@@ -72,7 +72,8 @@ def worst_layers(run: Run, limit: int | None = 10) -> list[WorstLayer]:
         key = row["layer"], row["kind"]
         if key not in found or row["is_at_risk"]:
             found[key] = _worst_layer(row)
-    return sorted(found.values(), key=_by_danger)[:limit]
+    origins = {each.layer for each in run.incidents}
+    return sorted(found.values(), key=lambda each: _by_danger(each, is_origin=each.layer in origins))[:limit]
 
 
 def fp32_layers(run: Run) -> dict[str, str]:
@@ -83,11 +84,11 @@ def fp32_layers(run: Run) -> dict[str, str]:
     return {} if run.precision_map is None else run.precision_map.islands
 
 
-def _by_danger(layer: WorstLayer) -> tuple[Any, ...]:
+def _by_danger(layer: WorstLayer, *, is_origin: bool) -> tuple[Any, ...]:
     has_broken = bool(layer.nans or layer.infs or layer.saturated)
     headroom = float("inf") if layer.headroom_bits is None else layer.headroom_bits
     is_in_trouble = layer.vanishes or headroom < TIGHT_BITS
-    rank = 0 if has_broken else 1 if is_in_trouble else 2
+    rank = (0 if is_origin else 1) if has_broken else 2 if is_in_trouble else 3
     return (not layer.is_at_risk, rank, headroom, -layer.underflow, layer.layer, layer.kind.value)
 
 

@@ -182,6 +182,18 @@ def test_report_in_the_terminal_writes_nothing(here: Here) -> None:
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize("arguments", [("report", "--terminal"), ("advise",)])
+def test_no_terminal_is_too_narrow_for_names(
+    arguments: tuple[str, ...], here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["stem", "block", "head"]
+    run = record_run(here.directory / "run", num_samples=2, names=names)
+    monkeypatch.setenv("COLUMNS", "30")
+    lines = here(*arguments, run).out.splitlines()
+    assert {line.split()[0] for line in lines if line.split()} >= set(names)
+    assert max(map(len, lines)) <= cli.NARROWEST
+
+
 def test_report_opens_the_page(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
@@ -229,3 +241,8 @@ def test_advice_is_written_where_it_is_wanted(tmp_path: Path, monkeypatch: pytes
     for directory in ("there", "advised"):
         assert (tmp_path / directory / "precision_map.yaml").exists()
         assert (tmp_path / directory / "precision" / "advised.yaml").exists()
+    told = command("advise", "run", "--emit", "told").stdout
+    assert f"\nWith Hydra: python train.py --config-dir {tmp_path}/told precision=advised\n" in told
+    assert (
+        f"\nIn Python: AdaptivePrecision(\"fp16\", fallback=Fallback(map='{tmp_path}/told/precision_map.yaml', " in told
+    )

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,9 +6,10 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+from mp_plugin import AdaptivePrecision, Fallback, LossScaling
 from mp_plugin.errors import ConfigError
 from mp_plugin.fallback.precision_map import PrecisionMap
-from mp_plugin.report.advice_files import config_text, write_advice
+from mp_plugin.report.advice_files import config_text, how_to_use_in_python, write_advice
 from mp_plugin.telemetry.advise import Advice, advise
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.store import Run
@@ -37,6 +39,18 @@ def test_a_map_and_a_config_that_names_it(tmp_path: Path, monkeypatch: pytest.Mo
         # Gradients of 1 fit up to 2^15.
         "precision": {"fallback": {"map": str(map_path), "auto": True}, "scaling": {"init_scale": 2.0**13}},
     }
+
+
+def test_the_same_in_python(tmp_path: Path) -> None:
+    run, advice = recorded()
+    map_path, config_path = write_advice(run, advice, tmp_path / "a b's")
+    code = how_to_use_in_python(advice, map_path)
+    plugin = eval(code, {each.__name__: each for each in (AdaptivePrecision, Fallback, LossScaling)})
+    settings = yaml.safe_load(config_path.read_text())["precision"]
+    assert plugin.summary()["loss_scale"]["now"] == settings["scaling"]["init_scale"]
+    assert (plugin.fallback.map, plugin.fallback.auto) == (str(map_path), True)
+    without = replace(advice, loss_scales=None)
+    assert "LossScaling" not in how_to_use_in_python(without, map_path)
 
 
 def test_the_first_loss_scale_is_never_below_those_that_fit() -> None:

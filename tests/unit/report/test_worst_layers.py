@@ -2,7 +2,7 @@ from mp_plugin.fallback.layer_format import LayerFormat
 from mp_plugin.fallback.precision_map import PrecisionMap
 from mp_plugin.report.worst_layers import worst_layers
 from mp_plugin.telemetry.layer_sample import TensorKind
-from tests.helpers.planted_runs import info, planted_run, sample
+from tests.helpers.planted_runs import info, overflow, planted_run, sample
 
 
 def precision_map(layer: str, format: str) -> PrecisionMap:
@@ -39,6 +39,14 @@ def test_the_worst_come_first() -> None:
     assert [each.layer for each in worst_layers(run)] == ["broken", "tight", "fine", "silent", "wide"]
     assert [each.layer for each in worst_layers(run, 2)] == ["broken", "tight"]
     assert len(worst_layers(run, None)) == 5
+
+
+def test_where_inf_came_from_comes_before_what_it_spoiled() -> None:
+    names = ("a", "net.head", "z")
+    run = planted_run([*(sample(name, infs=1) for name in names), sample("tight", amax=60000)], incidents=[overflow(7)])
+    assert [each.layer for each in worst_layers(run)] == ["net.head", "a", "z", "tight"]
+    run = planted_run([sample("net.head"), sample("tight", amax=60000)], incidents=[overflow(7)])
+    assert [each.layer for each in worst_layers(run)] == ["tight", "net.head"]
 
 
 def test_each_kind_by_itself() -> None:
