@@ -9,13 +9,16 @@ import numpy as np
 
 from mp_plugin.report.grid import Floats
 
+LEVEL = 6
+"""Of gzip: 9 takes four times as long for one percent less."""
+
 SPARE_BITS = 11
 """Of fp32's 23 mantissa bits, left out: a number is right to 1/8192 of itself, that is to almost four digits."""
 
 
 def packed(content: bytes) -> str:
     """Return gzip in base64; the same for the same content."""
-    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(content, LEVEL, mtime=0)).decode()
 
 
 def packed_data(values: dict[str, Any], arrays: dict[str, Floats]) -> str:

@@ -39,17 +39,10 @@ def build_page(run: Run) -> str:
     advice = page_advice(run)  # first, as it takes the most memory
     listed = worst_layers(run, LISTED_LAYERS)
     data = PageData(run, listed[0] if listed else None)
+    groups = incident_groups(run.incidents)
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     plotly = get_plotlyjs()
-    environment = Environment(
-        loader=FileSystemLoader(ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FILTERS
-    return environment.get_template("page.html").render(
+    return _template().render(
         run=run,
         title=run.directory.resolve().name,
         version=__version__,
@@ -59,8 +52,8 @@ def build_page(run: Run) -> str:
         cost=cost(run),
         data=data,
         listed_layers=listed,
-        groups=incident_groups(run.incidents)[:LISTED_GROUPS],
-        num_groups=len(incident_groups(run.incidents)),
+        groups=groups[:LISTED_GROUPS],
+        num_groups=len(groups),
         newest_incidents=run.incidents[-LISTED_INCIDENTS:],
         by_format=layers_by_format(run),
         judged=JUDGED,

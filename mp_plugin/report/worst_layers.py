@@ -1,6 +1,7 @@
 """Which layers of a run came closest to an end of their number format."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mp_plugin.fallback.layers import is_below
@@ -67,13 +68,18 @@ def worst_layers(run: Run, limit: int | None = 10) -> list[WorstLayer]:
         run: with any number of samples; takes about a second per million.
         limit: entries at most; None for all.
     """
+    return [*_ranked(run)[:limit]]
+
+
+@lru_cache(maxsize=1)  # a page and its verdict ask for the same
+def _ranked(run: Run) -> tuple[WorstLayer, ...]:
     found: dict[tuple[str, str], WorstLayer] = {}
     for row in _extremes(run):
         key = row["layer"], row["kind"]
         if key not in found or row["is_at_risk"]:
             found[key] = _worst_layer(row)
     origins = {each.layer for each in run.incidents}
-    return sorted(found.values(), key=lambda each: _by_danger(each, is_origin=each.layer in origins))[:limit]
+    return tuple(sorted(found.values(), key=lambda each: _by_danger(each, is_origin=each.layer in origins)))
 
 
 def fp32_layers(run: Run) -> dict[str, str]:

@@ -24,7 +24,7 @@ Damage = tuple[Path, str]
 """A file, and what is wrong with it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """All that a run left on disk, as far as it can be read."""
 
