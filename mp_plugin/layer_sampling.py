@@ -110,7 +110,9 @@ class LayerSampler:
         layers = {name: each for name, each in sampled_layers(module).items() if each not in metrics}
         # With those that are not looked at, too: some have parameters that others use.
         self._order = {name: place for place, name in enumerate(layers_by_name(module))}
-        self._probes = LayerProbes(module, layers, self._take, with_gradients=self._telemetry.gradients)
+        self._probes = LayerProbes(
+            module, layers, self._take, with_gradients=self._telemetry.gradients, stopwatch=self._stopwatch
+        )
 
     def disconnect(self) -> None:
         """Sample no more."""
@@ -152,8 +154,9 @@ class LayerSampler:
             return
         if self._telemetry.gradients and id(optimizer) not in sample.optimizers:
             sample.optimizers.add(id(optimizer))
-            for layer, gradient in held_gradients(self._module, optimizer):
-                self._take(layer, TensorKind.parameter_gradient, gradient)
+            with self._stopwatch:
+                for layer, gradient in held_gradients(self._module, optimizer):
+                    self._take(layer, TensorKind.parameter_gradient, gradient)
         self._rehearse_once(sample, start)
 
     def step_over(self, start: StepStart | None) -> None:
@@ -165,7 +168,7 @@ class LayerSampler:
         self._rehearse_once(self._sample, start)
         with self._stopwatch:
             self._sample.rows.read_back()
-        self._probes.forget()
+            self._probes.forget()
         self._waiting, self._sample = self._sample, None
         if self._module.device.type != "cuda":
             self._deliver()

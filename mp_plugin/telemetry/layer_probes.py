@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mp_plugin.fallback.layers import bears_parameters, has_forward, layers_by_name
 from mp_plugin.telemetry.layer_sample import TensorKind
+from mp_plugin.telemetry.stopwatch import Stopwatch
 
 Take = Callable[[str, TensorKind, Tensor], None]
 """Takes the statistics of a tensor of a layer; must not keep the tensor, whose memory somebody may write to."""
@@ -51,10 +52,14 @@ class LayerProbes:
         layers: by name.
         take: called for each floating-point tensor that a layer puts out.
         with_gradients: whether also for the gradients that come back to them.
+        stopwatch: takes the time of all that, hooks included.
     """
 
-    def __init__(self, root: Module, layers: Mapping[str, Module], take: Take, *, with_gradients: bool) -> None:
+    def __init__(
+        self, root: Module, layers: Mapping[str, Module], take: Take, *, with_gradients: bool, stopwatch: Stopwatch
+    ) -> None:
         self._layers = layers
+        self._stopwatch = stopwatch
         self._encoders = [each for each in root.modules() if isinstance(each, TransformerEncoderLayer)]
         self._take = take
         self._with_gradients = with_gradients
@@ -88,13 +93,29 @@ class LayerProbes:
 
     @contextmanager
     def _hooks(self, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-        # In evaluation torch fuses the parts of such a layer into one operator, unless one of them has a hook.
-        fused = {part for each in self._encoders if not each.training for part in each.modules()}
         with ExitStack() as undo:
-            for name, module in self._layers.items():
-                if module not in fused:
-                    undo.callback(module.register_forward_hook(_hook(name, see)).remove)
-            yield
+            with self._stopwatch:
+                # In evaluation torch fuses the parts of such a layer into one operator, unless one of them has a hook.
+                fused = {part for each in self._encoders if not each.training for part in each.modules()}
+                for name, module in self._layers.items():
+                    if module not in fused:
+                        undo.callback(module.register_forward_hook(self._hook(name, see)).remove)
+            try:
+                yield
+            finally:
+                with self._stopwatch:
+                    undo.close()
+
+    def _hook(self, name: str, see: Callable[[str, Tensor], None]) -> Callable[[Module, Any, Any], None]:
+        def hook(module: Module, inputs: Any, output: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            with self._stopwatch:
+                for each in tree_leaves(output):
+                    if isinstance(each, Tensor) and each.is_floating_point() and not _is_transformed(each):
+                        see(name, each)
+
+        return hook
 
     def _see(self, name: str, output: Tensor) -> None:
         self._take(name, TensorKind.activation, output)
@@ -110,16 +131,6 @@ class LayerProbes:
                 self._take(name, TensorKind.activation_gradient, gradient)
 
         return hook
-
-
-def _hook(name: str, see: Callable[[str, Tensor], None]) -> Callable[[Module, Any, Any], None]:
-    def hook(module: Module, inputs: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
-            for each in tree_leaves(output):
-                if isinstance(each, Tensor) and each.is_floating_point() and not _is_transformed(each):
-                    see(name, each)
-
-    return hook
 
 
 def _is_transformed(output: Tensor) -> bool:
