@@ -61,7 +61,7 @@ def stats_row(
         {-1: 1, 2: 1}
     """
     flat = _flat(values.detach())
-    thresholds = _thresholds(flat.dtype, compute, Fraction(loss_scale) / Fraction(carried_scale))
+    thresholds = _thresholds(flat.dtype, compute, loss_scale, carried_scale)
     chunks = torch.split(flat, _CPU_CHUNK if flat.device.type == "cpu" else _CHUNK) if flat.numel() else ()
     rows = [_row(chunk, thresholds, carried_scale, histogram) for chunk in chunks]
     if len(rows) == 1:
@@ -91,10 +91,19 @@ def stats_of(row: Sequence[float]) -> TensorStats:
         flushed=flushed - zeros,
         subnormal=subnormal - flushed,
         saturated=finite - kept,
-        exponents={
-            exponent: int(count) for exponent, count in enumerate(row[_EXPONENTS:], start=LOWEST_EXPONENT) if count
-        },
+        exponents=_exponents_of(row),
     )
+
+
+def _exponents_of(row: Sequence[float]) -> dict[int, int]:
+    if len(row) == _EXPONENTS or math.isinf(row[_SMALLEST]):
+        return {}
+    # Between the extremes alone, as most of the 278 exponents have no value.
+    lowest = max(math.frexp(row[_SMALLEST])[1] - 1, LOWEST_EXPONENT)
+    highest = max(math.frexp(row[_AMAX])[1], LOWEST_EXPONENT)
+    first, end = (_EXPONENTS + min(each, HIGHEST_EXPONENT) - LOWEST_EXPONENT for each in (lowest, highest + 1))
+    counts = enumerate(row[first : end + 1], start=first - _EXPONENTS + LOWEST_EXPONENT)
+    return {exponent: int(count) for exponent, count in counts if count}
 
 
 def gradient_ranges(named_grads: Iterable[tuple[str, Tensor]]) -> dict[str, TensorStats]:
@@ -184,14 +193,16 @@ def _count_without_waiting(fields: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _thresholds(dtype: torch.dtype, compute: Format, scale: Fraction) -> tuple[int, ...]:
+def _thresholds(dtype: torch.dtype, compute: Format, loss_scale: float, carried_scale: float) -> tuple[int, ...]:
     """Return the bits of the largest magnitude that is zero, flushed, subnormal, kept, finite, and a number.
 
     Args:
         dtype: of the values.
         compute: format in which they are looked at.
-        scale: what they are multiplied by there.
+        loss_scale: what true values are multiplied by there.
+        carried_scale: what these are multiplied by already.
     """
+    scale = Fraction(loss_scale) / Fraction(carried_scale)
     read, as_integer, width = ("<d", "<q", 63) if dtype is torch.float64 else ("<f", "<i", 31)
 
     def bits_of(magnitude: float) -> int:
