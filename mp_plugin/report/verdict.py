@@ -17,6 +17,9 @@ from mp_plugin.telemetry.store import Run
 MANY_SKIPPED = 0.01
 """From this share of skipped steps on, a format does not fit."""
 
+BUT = "but "
+"""How what speaks against a format begins."""
+
 DESCENT = 15
 STEPS_PER_PROBE = 1000
 """What the search for a loss scale may cost: one way down from 2**15, and now and then an overflow that tells that it
@@ -113,6 +116,9 @@ def _fit(run: Run, came: Progress) -> tuple[Severity, str, list[str]]:
         severity, facts = _layers(run, came)
         return Severity.watch, f"{fits} but for a few steps", [skipped, *remedy(lost), *facts]
     severity, facts = _layers(run, came)
+    if severity is Severity.watch and facts[0].startswith(BUT) and not (came.skipped or cures or in_fp32):
+        # What underflows, or nearly overflows, does not quite fit.
+        with_fp32 = f"{name} has not overflowed"
     skipped = f"{came.skipped:,} skipped to find the loss scale" if came.skipped else "none skipped"
     steps = [skipped if _status(came) else f"{counted(came.steps, 'step')}, {skipped}"]
     if cures:
@@ -154,12 +160,12 @@ def _layers(run: Run, came: Progress) -> tuple[Severity, list[str]]:
     worst = max(vanishing, key=lambda each: each.mean_underflow, default=None)
     if worst is not None:
         facts.append(
-            f"but {percent(worst.mean_underflow)} of {shown_name(worst.layer)}'s {_kind(worst)} values underflow"
+            f"{BUT}{percent(worst.mean_underflow)} of {shown_name(worst.layer)}'s {_kind(worst)} values underflow"
         )
     tightest = min(known, key=_headroom, default=None)
     unscaled = min((each for each in known if each.loss_scale == 1), key=_headroom, default=None)
     if unscaled is not None and _headroom(unscaled) < TIGHT_BITS:
-        facts.append(f"{'' if facts else 'but '}{_close(unscaled)}")
+        facts.append(f"{'' if facts else BUT}{_close(unscaled)}")
     if facts:
         return Severity.watch, facts
     if tightest is None:

@@ -36,7 +36,9 @@ def test_layers_of_a_run() -> None:
         info=info(),
     )
     found = rows(shown(run, width=100))
-    assert found[0].startswith("fp16 fits: 1,900 steps, none skipped; but 31% of net.1's gradient values underflow.")
+    assert found[0].startswith(
+        "fp16 has not overflowed: 1,900 steps, none skipped; but 31% of net.1's gradient values underflow."
+    )
     start = found.index("Layers closest to the ends of the number format")
     assert found[start + 3 : start + 7] == [
         "net.2 output 16.0 bits 0 0% 1 NaN, 3 Inf",

@@ -120,7 +120,7 @@ CASES = {
             info=replace(info(), compute_dtype="bf16"),
         ),
         "watch",
-        "bf16 fits: 1,900 steps, none skipped; but 31% of net.1's gradient values underflow.",
+        "bf16 has not overflowed: 1,900 steps, none skipped; but 31% of net.1's gradient values underflow.",
     ),
     "small activations": (
         planted_run([*ROOMY, sample("softmax", subnormal=90)], info=info()),
@@ -130,7 +130,8 @@ CASES = {
     "tight": (
         planted_run([*ROOMY, sample("net.4", step=1200, amax=60_000)], info=info()),
         "watch",
-        "fp16 fits: 1,900 steps, none skipped; but net.4's activations came within 0.1 bits of overflow at step 1,200.",
+        "fp16 has not overflowed: 1,900 steps, none skipped; but net.4's activations came within 0.1 bits of "
+        "overflow at step 1,200.",
     ),
     "a loss scale that is as high as it can be": (
         planted_run([sample("net.4", kind="parameter_gradient", amax=30.0, loss_scale=2048.0)], info=info()),
