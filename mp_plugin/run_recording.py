@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_INFOS = 30.0
-"""`run.json` is as old as that at most while samples are taken."""
+"""`run.json` is as old as that at most while samples are taken; in the first minute, as half of the run."""
 
 
 class RunRecording:
@@ -50,7 +50,7 @@ class RunRecording:
         self._directory: str | None = None
         self._files: StatsFiles | None = None
         self._is_broken = False
-        self._newest_info = 0.0
+        self._began = self._newest_info = time.monotonic()
 
     def start(self) -> None:
         """Begin, before the first step; all ranks together."""
@@ -72,7 +72,8 @@ class RunRecording:
         self._tracked.log(self._trainer, samples, tracker_step)
         if self._files is not None:
             self._files.append(samples)
-        if time.monotonic() - self._newest_info >= SECONDS_BETWEEN_INFOS:
+        now = time.monotonic()
+        if now - self._newest_info >= min(SECONDS_BETWEEN_INFOS, (now - self._began) / 2):
             self._save("running")
 
     def end(self, status: str) -> None:

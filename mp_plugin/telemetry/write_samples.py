@@ -13,7 +13,9 @@ from mp_plugin.telemetry.layer_sample import LayerSample
 log = logging.getLogger(__name__)
 
 SECONDS_AT_RISK = 60.0
-"""Of a run of up to 100 minutes: what a killed process loses at most."""
+"""Of a run of 2 to 100 minutes: what a killed process loses at most."""
+FIRST_SECONDS_AT_RISK = 2.0
+"""Of a run that has just begun. Then it is half of the run, so that there is something to see from the start."""
 SHARE_AT_RISK = 0.01
 """Of a longer run. The number of parts grows with the logarithm of its length then."""
 ROWS_AT_RISK = 20_000
@@ -27,9 +29,9 @@ class StatsFiles:
     """Write samples to `telemetry/stats/part-*.parquet`, a part at a time.
 
     A part appears when it is complete, and never in the place of another: sessions may share a directory, even at the
-    same time. The first samples are written at once, later ones within a minute, or within the last hundredth of a
-    longer run, as long as samples come regularly. Trouble with the disk, or a missing pyarrow, never stops a run: it is
-    told once, and nothing more is kept.
+    same time. The first samples are written at once, those of the first two minutes within half of the run so far,
+    later ones within a minute, or within the last hundredth of a longer run, as long as samples come regularly. Trouble
+    with the disk, or a missing pyarrow, never stops a run: it is told once, and nothing more is kept.
 
     Args:
         directory: of the run; the folders below it are created by the first part.
@@ -81,8 +83,9 @@ class StatsFiles:
 
     def _is_due(self, now: float, flushed: float) -> bool:
         """Whether what waits would be at risk too long if it waited for the next samples."""
-        until_next = now - self._appended
-        return now + until_next - flushed >= max(SECONDS_AT_RISK, SHARE_AT_RISK * (now - self._began))
+        until_next, age = now - self._appended, now - self._began
+        at_risk = max(FIRST_SECONDS_AT_RISK, min(SECONDS_AT_RISK, age / 2), SHARE_AT_RISK * age)
+        return now + until_next - flushed >= at_risk
 
     def _write(self, samples: Sequence[LayerSample]) -> None:
         from pyarrow import parquet  # here, as only a run with samples needs it

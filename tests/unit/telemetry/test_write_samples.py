@@ -61,23 +61,35 @@ def sampled_every(seconds: Callable[[float], float], *, until: float, run: Path)
     return lost, written
 
 
-def test_a_part_appears_at_once_and_then_with_a_minute_of_samples(tmp_path: Path) -> None:
+def test_a_part_appears_at_once_then_with_half_of_the_run_and_then_with_a_minute_of_samples(tmp_path: Path) -> None:
     clock = Clock()
     files = StatsFiles(tmp_path, run=RUN, clock=clock)
     assert not list(tmp_path.iterdir())
     files.append([])
     assert not list(tmp_path.iterdir())
-    for step in range(0, 130, 10):  # seconds, too
+    newest = []
+    for step in range(0, 240, 10):  # seconds, too
         clock.now = 1000.0 + step
         files.append([sample(step, layer) for layer in "ab"])
-        newest = {0: 0, 40: 0, 50: 50, 90: 50, 100: 100, 120: 100}.get(step)
-        if newest is not None:
-            assert steps_on_disk(tmp_path) == [each for each in range(0, newest + 1, 10) for _ in "ab"]
-    assert parts(tmp_path) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+        on_disk = steps_on_disk(tmp_path)
+        assert on_disk == [each for each in range(0, on_disk[-1] + 1, 10) for _ in "ab"]
+        newest.append(on_disk[-1])
+    assert list(dict.fromkeys(newest)) == [0, 10, 20, 30, 40, 60, 100, 150, 200]
+    assert len(parts(tmp_path)) == 9
     files.flush()
     files.flush()
-    assert steps_on_disk(tmp_path)[-2:] == [120, 120]
-    assert len(parts(tmp_path)) == 4
+    assert steps_on_disk(tmp_path)[-2:] == [230, 230]
+    assert len(parts(tmp_path)) == 10
+
+
+def test_a_kill_in_the_first_two_minutes_loses_half_of_the_run(tmp_path: Path) -> None:
+    clock = Clock()
+    files = StatsFiles(tmp_path, run=RUN, clock=clock)
+    for step in range(120):
+        clock.now = 1000.0 + step
+        files.append([sample(step)])
+        assert step - steps_on_disk(tmp_path)[-1] <= max(2, (step + 1) / 2)
+    assert len(parts(tmp_path)) <= 10
 
 
 @pytest.mark.parametrize("seconds", [0.5, 7.0, 59.0, 61.0, 100.0, 1000.0])
