@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mp_plugin.telemetry.layer_probes import LayerProbes, sampled_layers
 from mp_plugin.telemetry.layer_sample import TensorKind
+from mp_plugin.telemetry.stopwatch import Stopwatch
 
 ACTIVATION, BACK, _ = TensorKind
 
@@ -21,7 +22,9 @@ class Seen(list[tuple[str, TensorKind, Tensor]]):
 
 def probes_of(root: nn.Module, *, with_gradients: bool = True) -> tuple[LayerProbes, Seen]:
     seen = Seen()
-    return LayerProbes(sampled_layers(root), seen.take, with_gradients=with_gradients), seen
+    stopwatch = Stopwatch(torch.device("cpu"))
+    probes = LayerProbes(root, sampled_layers(root), seen.take, with_gradients=with_gradients, stopwatch=stopwatch)
+    return probes, seen
 
 
 def test_layers_with_parameters_and_layers_that_call_none() -> None:
