@@ -27,10 +27,9 @@ VERSION = 1
 NOT_OBSERVED = "not observed"
 """Of a layer that nobody has looked at."""
 
-HEADER = """\
-# The number format that each layer of a run really had, and why.
-# Fallback(map="this file") runs the layers with is_island: true in FP32 again.
-"""
+OBSERVED = "The number format that each layer of a run really had, and why."
+"""What a map is that a run has written."""
+USE = 'Fallback(map="this file") runs the layers with is_island: true in FP32.'
 
 MANY = 5
 """Names listed in an error at most."""
@@ -99,14 +98,18 @@ class PrecisionMap:
             layers[plain_name(name)] = LayerFormat.from_dict(entry, f"{origin}, at layer {plain_name(name)},")
         return cls(precision=precision, layers=layers)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, title: str = OBSERVED) -> None:
         """Write it as YAML, whole or not at all.
+
+        Args:
+            path: of the file.
+            title: says in its first line what it is.
 
         Raises:
             OSError: when the file cannot be written.
         """
         text = yaml.safe_dump(self.as_dict(), sort_keys=False, default_flow_style=None, width=2**30, allow_unicode=True)
-        write_whole(path, HEADER + text)
+        write_whole(path, f"# {title}\n# {USE}\n{text}")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PrecisionMap":

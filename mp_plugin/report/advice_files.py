@@ -52,7 +52,7 @@ def write_advice(
         if path.exists() and not overwrite:
             raise ConfigError(f"{path} is there already; accepted: another directory, or --force to replace it.")
     try:
-        found.save(map_path)
+        found.save(map_path, title="What `mp-plugin advise` makes of a run: the layers that do not fit fp16 in FP32.")
         write_whole(config_path, config_text(advice, map_path))
     except OSError as error:
         raise ConfigError(

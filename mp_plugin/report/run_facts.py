@@ -49,7 +49,7 @@ def _loss_scale(summary: Mapping[str, Any]) -> list[str]:
     if _has_numbers(window, "lowest", "highest"):
         is_empty = window["lowest"] > window["highest"]
         fitting = "none fits" if is_empty else f"{window['lowest']:,.15g} to {window['highest']:,.15g} fit"
-        lines.append(f"{fitting} the sampled gradients of all layers")
+        lines.append(f"{fitting} the gradients of all layers in the newest sample")
     return lines
 
 

@@ -91,7 +91,7 @@ def test_what_the_run_was_like() -> None:
         "status finished, as of 2026-02-03 05:00 UTC",
         "steps 1,900, 2 skipped",
         "loss scale 2,048 (min 1,024, max 65,536)",
-        "64 to 131,072 fit the sampled gradients of all layers",
+        "64 to 131,072 fit the gradients of all layers in the newest sample",
         "7 in FP32 net.0: proved",
         "net.4: proved",
         "and 2 more",
@@ -130,7 +130,7 @@ def test_a_summary_of_anybodys_making_is_no_obstacle(damage: object) -> None:
 def test_an_empty_window_is_said_to_be_empty() -> None:
     scale = {"now": 1.0, "min": 1.0, "max": 1.0}
     run = planted_run(info=info(loss_scale=scale, scale_window={"lowest": 512.0, "highest": 32.0}))
-    assert "none fits the sampled gradients of all layers" in shown(run)
+    assert "none fits the gradients of all layers in the newest sample" in shown(run)
 
 
 def test_damaged_files_are_named() -> None:
