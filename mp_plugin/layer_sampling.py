@@ -1,16 +1,14 @@
 """Sample what goes through the layers of a run: when, of which tensors, and of all ranks together."""
 
 import logging
-import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 from torchmetrics import Metric
@@ -25,6 +23,7 @@ from mp_plugin.rehearsal import forward, rehearsal
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.verdict import gather
 from mp_plugin.step_start import StepStart
+from mp_plugin.telemetry.compiled_code import may_be_compiled
 from mp_plugin.telemetry.layer_probes import LayerProbes, sampled_layers
 from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
 from mp_plugin.telemetry.sample_budget import SampleBudget
@@ -90,7 +89,7 @@ class LayerSampler:
         self._sample: _Sample | None = None
         self._waiting: _Sample | None = None
         """Read back, but not looked at: the device may still be at it."""
-        self._has_compiled = False
+        self._has_compiled = self._has_told = False
         self._has_failed: set[tuple[str, TensorKind]] = set()
 
     # Setting up and taking down.
@@ -102,7 +101,7 @@ class LayerSampler:
         self.report = report
         self.clock, self.budget = TrainingClock(), SampleBudget(max_overhead=self._telemetry.max_overhead)
         self._next_step, self._sample, self._waiting = 0, None, None
-        self._has_compiled = False
+        self._has_compiled = self._has_told = False
         self._has_failed = set()
         self._module = module
         self._stopwatch, self._seconds_before = Stopwatch(module.device), 0.0
@@ -119,6 +118,8 @@ class LayerSampler:
         self.is_on, self.report = False, _ignore
         self._sample = self._waiting = None
         self._probes.forget()
+        # A plugin may outlive the model, which would not be freed.
+        del self._module, self._probes
 
     def summary(self) -> dict[str, Any]:
         """Return how many samples there were, and what they cost, as plain JSON values."""
@@ -154,7 +155,7 @@ class LayerSampler:
             return
         if self._telemetry.gradients and id(optimizer) not in sample.optimizers:
             sample.optimizers.add(id(optimizer))
-            with self._stopwatch:
+            with self._stopwatch, self._unharmed():
                 for layer, gradient in held_gradients(self._module, optimizer):
                     self._take(layer, TensorKind.parameter_gradient, gradient)
         self._rehearse_once(sample, start)
@@ -166,7 +167,7 @@ class LayerSampler:
             return
         # Of a skipped step the weights are still those that it began with.
         self._rehearse_once(self._sample, start)
-        with self._stopwatch:
+        with self._stopwatch, self._unharmed():
             self._sample.rows.read_back()
             self._probes.forget()
         self._waiting, self._sample = self._sample, None
@@ -188,7 +189,7 @@ class LayerSampler:
         every = self._telemetry.every_n_steps
         self._next_step = (step // every + 1) * every
         is_affordable = self.budget.is_affordable(training_seconds=self.clock.seconds)
-        self._has_compiled = self._has_compiled or _may_have_compiled(self._module)
+        self._has_compiled = self._has_compiled or may_be_compiled(self._module)
         # One that compiles alone would run the step again alone.
         answers = gather((is_affordable, self._has_compiled))
         self._has_compiled = any(has_compiled for _, has_compiled in answers)
@@ -210,10 +211,10 @@ class LayerSampler:
         with rehearsal(start):
             start.restore_batches()
             for batch in start.window:
-                with self._probes.forward():
+                with self._probes.forward(is_eager=True):
                     loss = forward(self._module, batch)
                 if loss is not None and self._telemetry.gradients:
-                    with self._probes.backward():
+                    with self._probes.backward(is_eager=True):
                         self._module.backward(loss if scaler is None else scaler.scale(loss))
 
     def _take(self, layer: str, kind: TensorKind, values: Tensor) -> None:
@@ -238,6 +239,16 @@ class LayerSampler:
                 log.warning("%s of %s cannot be sampled; what cannot is left out.", kind.value, layer, exc_info=error)
             self._has_failed.add((layer, kind))
 
+    @contextmanager
+    def _unharmed(self) -> Iterator[None]:
+        """Go on after an error in the block: a diagnosis must not take down the run that it diagnoses."""
+        try:
+            yield
+        except Exception as error:
+            if not self._has_told:
+                log.warning("A sample of the layers was lost; training goes on.", exc_info=error)
+            self._has_told = True
+
     def _deliver(self) -> None:
         sample, self._waiting = self._waiting, None
         if sample is None:
@@ -246,7 +257,8 @@ class LayerSampler:
             # All ranks together: a layer may have run on some of them alone, and a sharded gradient lies on all.
             found = merged(gather(sample.rows.found()))
             if found and self._module.trainer.is_global_zero:
-                self.report(self._samples(sample, found), sample.tracker_step)
+                with self._unharmed():
+                    self.report(self._samples(sample, found), sample.tracker_step)
         seconds = self._stopwatch.read()
         self.budget.took(seconds - self._seconds_before, saw_something=bool(found))
         self._seconds_before = seconds
@@ -270,18 +282,6 @@ class LayerSampler:
 
 
 _KINDS = [*TensorKind]
-
-
-def _may_have_compiled(module: Module) -> bool:
-    """Whether something in this process is compiled, or will be when it is first called: such code calls no hooks."""
-    if any(each._compiled_call_impl is not None for each in module.modules()):
-        return True
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None:
-        return False
-    # What `torch.compile` was called for, be it a function that nobody sees from outside; a reset forgets that.
-    backends = dynamo.eval_frame.cached_backends.values()  # that is no function for what is never compiled
-    return any(map(callable, backends)) or bool(dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def _ignore(*_: Any) -> None:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from mp_plugin.fallback.layers import bears_parameters, has_forward, layers_by_name
+from mp_plugin.telemetry.compiled_code import is_compiled
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.stopwatch import Stopwatch
 
@@ -58,29 +59,37 @@ class LayerProbes:
     def __init__(
         self, root: Module, layers: Mapping[str, Module], take: Take, *, with_gradients: bool, stopwatch: Stopwatch
     ) -> None:
+        self._root = root
         self._layers = layers
         self._stopwatch = stopwatch
-        self._encoders = [each for each in root.modules() if isinstance(each, TransformerEncoderLayer)]
         self._take = take
         self._with_gradients = with_gradients
         self._is_backward = False
         self._on_outputs: list[RemovableHandle] = []
 
     @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Watch a forward pass; its gradients are seen in backward passes that are watched until `forget`."""
-        with self._hooks(self._see):
+    def forward(self, *, is_eager: bool = False) -> Iterator[None]:
+        """Watch a forward pass; its gradients are seen in backward passes that are watched until `forget`.
+
+        Args:
+            is_eager: whether even what is compiled runs eagerly.
+        """
+        with self._hooks(self._see, is_eager=is_eager):
             yield
 
     @contextmanager
-    def backward(self) -> Iterator[None]:
-        """Watch a backward pass, with the layers that run only there with gradients: reentrant checkpoints."""
+    def backward(self, *, is_eager: bool = False) -> Iterator[None]:
+        """Watch a backward pass, with the layers that run only there with gradients: reentrant checkpoints.
+
+        Args:
+            is_eager: whether even what is compiled runs eagerly.
+        """
         if not self._with_gradients:
             yield
             return
         self._is_backward = True
         try:
-            with self._hooks(self._await):
+            with self._hooks(self._await, is_eager=is_eager):
                 yield
         finally:
             self._is_backward = False
@@ -92,13 +101,17 @@ class LayerProbes:
         self._on_outputs.clear()
 
     @contextmanager
-    def _hooks(self, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    def _hooks(self, see: Callable[[str, Tensor], None], *, is_eager: bool) -> Iterator[None]:
         with ExitStack() as undo:
             with self._stopwatch:
-                # In evaluation torch fuses the parts of such a layer into one operator, unless one of them has a hook.
-                fused = {part for each in self._encoders if not each.training for part in each.modules()}
+                shut = {
+                    part
+                    for each in self._root.modules()
+                    if _is_fused(each) or (not is_eager and is_compiled(each))
+                    for part in each.modules()
+                }
                 for name, module in self._layers.items():
-                    if module not in fused:
+                    if module not in shut:
                         undo.callback(module.register_forward_hook(self._hook(name, see)).remove)
             try:
                 yield
@@ -131,6 +144,11 @@ class LayerProbes:
                 self._take(name, TensorKind.activation_gradient, gradient)
 
         return hook
+
+
+def _is_fused(module: Module) -> bool:
+    """Whether torch may fuse the parts of a module into one operator, which it does not if one of them has a hook."""
+    return isinstance(module, TransformerEncoderLayer) and not module.training
 
 
 def _is_transformed(output: Tensor) -> bool:

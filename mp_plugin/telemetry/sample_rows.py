@@ -62,7 +62,9 @@ class SampleRows:
         """Return what was read back; waits for the copy."""
         if self._is_there is not None:
             self._is_there.synchronize()
-        rows = [] if self._host is None else self._host.tolist()
+        if self._host is None:  # nothing was there, or could be read
+            return {}
+        rows = self._host.tolist()
         return merged({key: (dtype, stats_of(row))} for (key, dtype), row in zip(self._labels, rows, strict=True))
 
 

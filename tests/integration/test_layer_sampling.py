@@ -1,5 +1,7 @@
 """What a run samples of its layers is what went through them, each value once, and training is the same with it."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,20 @@ def test_manual_optimization_is_sampled_as_it_goes() -> None:
     assert_bitwise_equal(weights(watched), weights(plain))
 
 
+def test_compiled_parts_of_manual_optimization_are_not_compiled_for_a_sample() -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model: Any = Manual()
+    model.net = torch.compile(model.net, backend=backend)
+    samples, _ = train(AdaptivePrecision("bf16", telemetry=full()), model)
+    assert len(graphs) == 1
+    assert [each.step for each in of(samples, PARAMETER, "net.0")] == [0, 2, 4]
+
+
 def test_a_batch_that_is_run_again_counts_once() -> None:
     scaling = LossScaling(init_scale=2.0**24, max_scale=2.0**24, retries=20)
     plugin = AdaptivePrecision("fp16", scaling=scaling, telemetry=full(every_n_steps=1))
@@ -308,6 +324,27 @@ def test_what_cannot_be_sampled_is_told_once_and_training_goes_on(caplog: Any, m
     assert [each.getMessage() for each in caplog.records if "sampled" in each.getMessage()] == [
         "activation of net.0 cannot be sampled; what cannot is left out."
     ]
+
+
+@pytest.mark.parametrize("broken", ["held_gradients", "SampleRows.read_back", "LayerSampler._samples"])
+def test_an_error_of_its_own_never_stops_a_run(caplog: Any, monkeypatch: Any, broken: str) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(f"mp_plugin.layer_sampling.{broken}", fail)
+    plugin = AdaptivePrecision("bf16", telemetry=full())
+    train(plugin)
+    assert plugin.effective_step == 6
+    told = [each for each in caplog.records if each.name.startswith("mp_plugin")]
+    assert [each.getMessage() for each in told] == ["A sample of the layers was lost; training goes on."]
+
+
+def test_a_plugin_does_not_keep_a_model() -> None:
+    plugin = AdaptivePrecision("bf16", telemetry=full())
+    model = weakref.ref(train(plugin)[1])
+    gc.collect()
+    assert model() is None
+    assert plugin.summary()["telemetry"]["taken"] == 3
 
 
 def test_no_hook_is_left_and_a_plugin_can_sample_twice() -> None:
