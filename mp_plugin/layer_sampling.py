@@ -85,7 +85,7 @@ class LayerSampler:
         """Whether anybody wants samples of this fit."""
         self.report: Report = _ignore
         """Takes the samples of a step; on the first rank only."""
-        self._next_step = 0
+        self._next_step = self._newest_step = self._next_question = 0
         self._sample: _Sample | None = None
         self._waiting: _Sample | None = None
         """Read back, but not looked at: the device may still be at it."""
@@ -100,7 +100,8 @@ class LayerSampler:
         self.is_on = bool(self._telemetry.every_n_steps) and wanted
         self.report = report
         self.clock, self.budget = TrainingClock(), SampleBudget(max_overhead=self._telemetry.max_overhead)
-        self._next_step, self._sample, self._waiting = 0, None, None
+        self._next_step = self._newest_step = self._next_question = 0
+        self._sample = self._waiting = None
         self._has_compiled = self._has_told = False
         self._has_failed = set()
         self._module = module
@@ -188,17 +189,27 @@ class LayerSampler:
         step = self._guard.record.steps
         every = self._telemetry.every_n_steps
         self._next_step = (step // every + 1) * every
-        is_affordable = self.budget.is_affordable(training_seconds=self.clock.seconds)
-        self._has_compiled = self._has_compiled or may_be_compiled(self._module)
-        # One that compiles alone would run the step again alone.
-        answers = gather((is_affordable, self._has_compiled))
-        self._has_compiled = any(has_compiled for _, has_compiled in answers)
-        if not all(is_affordable for is_affordable, _ in answers):
+        if step < self._next_question:
             self.budget.left_out += 1
             return
+        if not self._is_affordable():
+            self.budget.left_out += 1
+            # To ask all ranks takes time of its own: the longer the newest sample is ago, the more seldom.
+            self._next_question = step + (step - self._newest_step) // 8
+            return
+        self._newest_step = step
         rehearsed = self._telemetry.activations and start.can_run_again and self._has_compiled
         tracker_step = self._module.trainer.fit_loop.epoch_loop._batches_that_stepped
         self._sample = _Sample(step, tracker_step, is_rehearsed=rehearsed)
+
+    def _is_affordable(self) -> bool:
+        """Whether all ranks can afford a sample; also find out what is compiled on any of them."""
+        is_affordable = self.budget.is_affordable(training_seconds=self.clock.seconds)
+        self._has_compiled = self._has_compiled or (is_affordable and may_be_compiled(self._module))
+        # A rank that compiles alone would run the step again alone.
+        answers = gather((is_affordable, self._has_compiled))
+        self._has_compiled = any(has_compiled for _, has_compiled in answers)
+        return all(is_affordable for is_affordable, _ in answers)
 
     def _rehearse_once(self, sample: _Sample, start: StepStart | None) -> None:
         if start is not None and sample.is_rehearsed and not sample.batches:

@@ -124,3 +124,22 @@ def train_unlike(directory: str, difference: str) -> None:
 @pytest.mark.parametrize("difference", ["compiled", "logger"])
 def test_what_the_first_rank_alone_has_does_not_part_the_ranks(tmp_path: Path, difference: str) -> None:
     run_on_ranks(train_unlike, str(tmp_path), difference)
+
+
+def train_beyond_the_budget(directory: str) -> None:
+    telemetry = Telemetry(every_n_steps=1, activations=True, max_overhead=1e-9, directory=directory)
+    plugin = AdaptivePrecision("bf16", telemetry=telemetry)
+    answers: list[bool] = []
+    ask = plugin.sampler._is_affordable
+    # Nothing is free here, however quick it was.
+    plugin.sampler._is_affordable = lambda: answers.append(ask() and not answers) or answers[-1]  # type: ignore[method-assign, func-returns-value]
+    strategy = DDPStrategy(process_group_backend="gloo")
+    data = regression_data(batches=300)
+    quiet_trainer(plugins=[plugin], strategy=strategy, devices=WORLD_SIZE).fit(Regression(), data)
+    assert plugin.effective_step == 150
+    assert plugin.sampler.budget.taken + plugin.sampler.budget.left_out == 150
+    assert 2 < len(answers) < 40
+
+
+def test_ranks_seldom_ask_each_other_when_they_cannot_afford_a_sample(tmp_path: Path) -> None:
+    run_on_ranks(train_beyond_the_budget, str(tmp_path))
