@@ -204,6 +204,12 @@ class Telemetry:
         for name in ("activations", "gradients", "histograms", "keep_batches", "census"):
             _set(self, name, _flag)
 
+    @property
+    def asks_for_samples(self) -> bool:
+        """Whether anything about samples was chosen, so that they are taken where the trainer logs nothing too."""
+        about_samples = ("every_n_steps", "activations", "gradients", "histograms", "max_overhead", "directory")
+        return any(getattr(self, name) != getattr(Telemetry, name) for name in about_samples)
+
 
 def _set(config: object, name: str, check: Callable[..., object], *bounds: object) -> None:
     """Check a field, and replace what the user gave by what the check returns."""

@@ -85,7 +85,6 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self.precision = "32-true" if self.mode.name == "tf32" else self.mode.name  # type: ignore[assignment]
         self.device = device
         self.telemetry = telemetry or Telemetry()
-        self.asks_for_telemetry = telemetry is not None
         self.guard = StepGuard(LossScaler(scaling) if self.mode.scales_loss else None, dtype=self.mode.compute)
         self.explainer = Explainer(self.guard, self.telemetry, is_mixed=self.mode.is_mixed)
         at_floor = self.scaler is not None and self.scaler.config.at_min_scale is AtMinScale.fallback

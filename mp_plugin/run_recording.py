@@ -31,7 +31,7 @@ SECONDS_BETWEEN_INFOS = 30.0
 class RunRecording:
     """Write down the samples of a fit and how it goes; the first rank writes, trouble is told once.
 
-    Where nobody asked for telemetry and the trainer logs nothing, nothing is written, nor sampled. All ranks together.
+    Where nobody asked for samples and the trainer logs nothing, nothing is written, nor sampled. All ranks together.
 
     Args:
         trainer: that fits.
@@ -42,7 +42,7 @@ class RunRecording:
         self.run = _now()
         """Tells the sessions that write to one directory apart: when this one began, UTC."""
         # Some give a logger to the first rank only, and samples are taken by all.
-        self.is_wanted = any(gather(bool(trainer.loggers) or plugin.asks_for_telemetry))
+        self.is_wanted = any(gather(bool(trainer.loggers) or plugin.telemetry.asks_for_samples))
         self._trainer = trainer
         self._plugin = plugin
         self._tracked = TrackedLayers(plugin.telemetry.layer_metrics)

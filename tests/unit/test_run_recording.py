@@ -30,9 +30,17 @@ def test_a_run_tells_of_itself_from_its_start_to_its_end(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("telemetry", "logger", "wanted"),
-    [(None, False, False), (None, True, True), (Telemetry(), False, True), (Telemetry(), True, True)],
+    [
+        (None, False, False),
+        (None, True, True),
+        (Telemetry(max_traced=3, census=True), False, False),
+        (Telemetry(max_traced=3), True, True),
+        (Telemetry(activations=True), False, True),
+        (Telemetry(every_n_steps=10), False, True),
+        (Telemetry(directory="runs"), False, True),
+    ],
 )
-def test_a_record_is_wanted_by_who_logs_or_asks_for_telemetry(
+def test_a_record_is_wanted_by_who_logs_or_asks_for_samples(
     tmp_path: Path, telemetry: Telemetry | None, logger: bool, wanted: bool
 ) -> None:
     loggers = [pl.loggers.CSVLogger(tmp_path)] if logger else False
