@@ -13,14 +13,15 @@ from mp_plugin.report.embed import packed
 from mp_plugin.report.incident_groups import incident_groups
 from mp_plugin.report.page_advice import page_advice
 from mp_plugin.report.page_data import PageData
-from mp_plugin.report.page_words import FILTERS, cost, figures, layers_by_format, session
+from mp_plugin.report.page_words import FILTERS, figures, layers_by_format, session, title
+from mp_plugin.report.sample_cost import sample_cost
 from mp_plugin.report.verdict import verdict
 from mp_plugin.report.worst_layers import worst_layers
 from mp_plugin.telemetry.advise import JUDGED
 from mp_plugin.telemetry.store import Run
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("data.js", "charts.js", "page.js")
+SCRIPTS = ("data.js", "charts.js", "heat_map.js", "page.js")
 LISTED_LAYERS = 40
 LISTED_GROUPS = 100
 LISTED_INCIDENTS = 500
@@ -44,12 +45,12 @@ def build_page(run: Run) -> str:
     plotly = get_plotlyjs()
     return _template().render(
         run=run,
-        title=run.directory.resolve().name,
+        title=title(run),
         version=__version__,
         verdict=verdict(run),
         figures=figures(run, data),
         session=session(run, data),
-        cost=cost(run),
+        cost=sample_cost(run),
         data=data,
         listed_layers=listed,
         groups=groups[:LISTED_GROUPS],

@@ -11,18 +11,23 @@ from mp_plugin.checks import is_number
 from mp_plugin.config import Fallback
 from mp_plugin.fallback.layers import is_below
 from mp_plugin.formats import FORMATS
+from mp_plugin.report.drift_points import MEASURES as DRIFT
+from mp_plugin.report.drift_points import drift_points
 from mp_plugin.report.embed import packed_data
 from mp_plugin.report.exponents import read_exponents
 from mp_plugin.report.grid import MEASURES, Grid, make_grid
+from mp_plugin.report.outcome_words import outcome
 from mp_plugin.report.scale_history import MAX_POINTS, scale_history
 from mp_plugin.report.words import shown_name
-from mp_plugin.report.worst_layers import WorstLayer, fp32_layers
+from mp_plugin.report.worst_layers import TIGHT_BITS, WorstLayer, fp32_layers
 from mp_plugin.telemetry.events import Cause, Incident
+from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.store import Run
 
 DRAWN_FORMATS = ("fp16", "bf16", "e4m3", "e5m2")
 LONGEST_NAME = 300
-DRIFT = ("logits_relative_error", "changed_predictions", "loss_difference")
+MUCH_HEADROOM = 20
+"""Bits, from which on one is as good as another; the colours of the heat map end there."""
 SYMBOLS = {
     Cause.backward: "triangle-up",
     Cause.forward: "square",
@@ -52,8 +57,7 @@ class PageData:
         islands = fp32_layers(run)
         in_fp32 = [name for name in self.grid.layers if any(is_below(name, island) for island in islands)]
         self.scale = scale_history(run, self.grid, self.exponents, in_fp32)
-        drift = [event for event in run.events if event.get("event") == "drift"]
-        self.drift = [event for event in drift if is_number(event.get("step"), lowest=0)]
+        self.drift = drift_points(run)
         self._tightest = tightest
 
     @property
@@ -62,9 +66,24 @@ class PageData:
         return str(self.run.samples["compute_dtype"][-1].as_py())
 
     @property
-    def has_histograms(self) -> bool:
-        """Whether any sample counted exponents."""
-        return bool(self.exponents.histograms)
+    def first_kind(self) -> int:
+        """The place of the kind of values to show first."""
+        return self.grid.kinds.index(self._tightest.kind.value) if self._tightest else 0
+
+    @property
+    def first_measure(self) -> str:
+        """The one of `MEASURES` to show first: headroom, unless something else tells more."""
+        if not self.grid.cells:
+            return "headroom"
+        # Activations may have Inf in a healthy run, as the scores that a mask has left out.
+        is_gradient = [kind != TensorKind.activation.value for kind in self.grid.kinds]
+        is_spoiled = self.grid.cells["non_finite"][is_gradient if any(is_gradient) else slice(None)] > 0
+        if is_spoiled.any((0, 1)).all():
+            return "non_finite"
+        least = np.fmin.reduce(self.grid.cells["headroom"][self.first_kind], axis=None)
+        if self._tightest and self._tightest.vanishes and not least < TIGHT_BITS:
+            return "underflow"
+        return "amax" if least > MUCH_HEADROOM else "headroom"
 
     @property
     def marks(self) -> list[dict[str, Any]]:
@@ -80,7 +99,12 @@ class PageData:
     @property
     def drift_names(self) -> list[str]:
         """What was measured against FP32, as the events name it."""
-        return [name for name in DRIFT if any(_number(event.get(name)) is not None for event in self.drift)]
+        return [name for name in DRIFT if any(name in each.values or name in each.lost for each in self.drift)]
+
+    @property
+    def has_lost_drift(self) -> bool:
+        """Whether some of it was not finite, and so has no place on its line."""
+        return any(each.lost for each in self.drift)
 
     def packed(self) -> str:
         """Return all of it for the page's own unpacking."""
@@ -91,14 +115,15 @@ class PageData:
             "layers": layers,
             "columns": self.grid.columns,
             "dtypes": _dtypes(self.run, self.grid),
-            "firstKind": self.grid.kinds.index(first.kind.value) if first else 0,
+            "firstMeasure": self.first_measure,
+            "firstKind": self.first_kind,
             "firstLayer": self.grid.layers.index(first.layer) if first else 0,
             "histograms": self.exponents.histograms,
             "formats": {name: asdict(FORMATS[name]) for name in DRAWN_FORMATS},
             "scale": {"points": self.scale.points, "window": self.scale.window},
             "marks": self.marks,
             "symbols": {cause.value: symbol for cause, symbol in SYMBOLS.items()},
-            "drift": [{name: _number(event.get(name)) for name in ("step", *self.drift_names)} for event in self.drift],
+            "drift": [{"step": each.step, "values": each.values, "lost": each.lost} for each in self.drift],
         }
         return packed_data(values, {measure: self.grid.cells[measure] for measure in MEASURES if self.grid.cells})
 
@@ -124,7 +149,7 @@ def _marks(incidents: Iterable[Incident]) -> list[dict[str, Any]]:
                 "step": each.step,
                 "scale": _number(each.loss_scale),
                 "cause": each.cause.value,
-                "action": each.action.value,
+                "done": outcome(each.action, cured=each.cured, culprits=each.culprits),
                 "operator": each.operator and shown_name(each.operator),
                 "layer": each.layer and shown_name(each.layer),
                 "count": 0,

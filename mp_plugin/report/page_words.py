@@ -7,30 +7,22 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from mp_plugin.checks import is_number
 from mp_plugin.fallback.layer_format import LayerFormat
+from mp_plugin.report.outcome_words import outcome, outcomes
 from mp_plugin.report.page_data import LONGEST_NAME, PageData
+from mp_plugin.report.sample_cost import sample_cost
 from mp_plugin.report.scale_history import summarised_scale
-from mp_plugin.report.words import percent, shown_name
+from mp_plugin.report.words import counted, percent, shown_name
 from mp_plugin.report.worst_layers import fp32_layers
 from mp_plugin.telemetry.advice import advice
-from mp_plugin.telemetry.events import Action
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.store import Run
+from mp_plugin.telemetry.table import in_seconds
 
 KINDS = {
     TensorKind.activation: "Activations",
     TensorKind.activation_gradient: "Activation gradients",
     TensorKind.parameter_gradient: "Parameter gradients",
-}
-
-DONE = {
-    Action.backoff: "step skipped, loss scale lowered",
-    Action.retry: "loss scale lowered, batch run again",
-    Action.fallback: "batch run again with layers in FP32",
-    Action.skip: "step skipped",
-    Action.zeroed: "gradients counted as zero",
-    Action.raise_: "run stopped",
 }
 
 
@@ -40,25 +32,34 @@ def figures(run: Run, data: PageData) -> list[tuple[str, Any, str]]:
     known: list[tuple[str, Any, str]] = []
     if "steps" in summary:
         known.append(("Steps", _count(summary["steps"]), "tried"))
-        known.append(("Skipped", _count(summary.get("skipped_steps")), "steps lost"))
-        known.append(("Run again", _count(summary.get("retried_steps")), "steps saved"))
+        known.append(("Skipped", *_counted(summary.get("skipped_steps"), "step", "lost")))
+        known.append(("Run again", *_counted(summary.get("retried_steps"), "step", "saved")))
     known.append(("Incidents", _count(len(run.incidents)), "overflows, NaN"))
     scale = summarised_scale(summary)
     if scale is not None:
         ends = Markup("from {} to {}").format(power(scale["min"]), power(scale["max"]))
-        known.append(("Loss scale", power(scale["now"]), ends))
-    known.append(("In FP32", _count(len(fp32_layers(run))), "layers, as chosen"))
+        known.append(("Loss scale", power(scale["now"]), ends if scale["min"] < scale["max"] else "all along"))
+    known.append(("In FP32", *_counted(len(fp32_layers(run)), "layer", "as chosen", ", ")))
     num_samples = sum(samples for _, _, samples in data.grid.columns)
-    known.append(("Samples", _count(num_samples), f"of {len(data.grid.layers):,} layers"))
-    if is_number(cost(run).get("share"), lowest=0):
-        known.append(("Telemetry", percent(cost(run)["share"]), "of the training time"))
+    known.append(("Samples", _count(num_samples), f"of {counted(len(data.grid.layers), 'layer')}"))
+    cost = sample_cost(run)
+    if cost is not None and cost.share is not None:
+        known.append(("Telemetry", percent(cost.share), "of the training time"))
+    elif cost is not None:
+        known.append(("Telemetry", in_seconds(cost.seconds), "for its samples"))
     return known
 
 
-def cost(run: Run) -> dict[str, Any]:
-    """Return what the samples cost, as the run has measured it."""
-    measured = run.info.summary.get("telemetry") if run.info is not None else None
-    return measured if isinstance(measured, dict) else {}
+def title(run: Run) -> str:
+    """Return the name of a run: the end of its path, as `version_0` alone is what every run of Lightning is called.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mp_plugin.telemetry.stats_files import rows_of
+        >>> title(Run(directory=Path("/home/me/lightning_logs/version_0"), samples=rows_of([], "")))
+        'lightning_logs/version_0'
+    """
+    return "/".join(run.directory.resolve().parts[1:][-2:])
 
 
 def session(run: Run, data: PageData) -> str:
@@ -118,10 +119,20 @@ def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "unknown"
 
 
+def _counted(value: Any, noun: str, what: str, link: str = " ") -> tuple[str, str]:
+    """Return a number, and what it counts."""
+    return _count(value), f"{noun}{'' if value == 1 else 's'}{link}{what}"
+
+
 def _name(name: str, longest: int = LONGEST_NAME) -> Markup:
     """Return a qualified name that may be broken at its dots, and is told apart from the text around it."""
     text = escape(shown_name(name, longest)).replace(".", Markup(".<wbr>"))
     return Markup("<code class='name'><bdi>{}</bdi></code>").format(text)
+
+
+def _setting(value: Any) -> Any:
+    """Return a setting as a reader would put it."""
+    return "yes" if value is True else "no" if value is False else "none" if value is None else value
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
@@ -132,7 +143,10 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "count": _count,
     "cure": advice,
-    "done": DONE.__getitem__,
+    "done": lambda each: outcome(each.action, cured=each.cured, culprits=each.culprits),
+    "outcomes": lambda group: "; ".join(outcomes(group)),
+    "seconds": in_seconds,
+    "setting": _setting,
     "kind": lambda kind: KINDS[TensorKind(kind)],
     "words": lambda text: str(text).replace("_", " "),
 }

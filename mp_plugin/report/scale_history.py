@@ -36,6 +36,16 @@ class ScaleHistory:
         return [point for point, old in zip(self.points, before, strict=False) if point[1] != old]
 
     @property
+    def has_band(self) -> bool:
+        """Whether both bounds are known of some column."""
+        return any(lowest is not None and highest > 0 for _, lowest, highest in self.window)
+
+    @property
+    def has_ceiling(self) -> bool:
+        """Whether the upper bound is known of some column: one with NaN or Inf has none."""
+        return any(highest > 0 for _, _, highest in self.window)
+
+    @property
     def is_scaled(self) -> bool:
         """Whether some loss was multiplied by something."""
         return any(scale != 1 for _, scale in self.points)

@@ -10,11 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mp_plugin.report.incident_groups import IncidentGroup, incident_groups
+from mp_plugin.report.outcome_words import outcomes
 from mp_plugin.report.run_facts import run_facts
 from mp_plugin.report.verdict import Severity, verdict
 from mp_plugin.report.words import counted, listed, percent, shown_name
 from mp_plugin.report.worst_layers import TIGHT_BITS, WorstLayer, worst_layers
-from mp_plugin.telemetry.events import Action, Cause
+from mp_plugin.telemetry.events import Cause
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.panel import MEANING, WIDEST_TEXT
 from mp_plugin.telemetry.store import Run
@@ -128,7 +129,7 @@ def _incidents(groups: Sequence[IncidentGroup]) -> Table:
             f"{len(group.incidents):,}",
             first if first == last else f"{first} to\n{last}",
             Text("\n".join(_origin(group))),
-            Text("\n".join(_done(group))),
+            Text("\n".join(outcomes(group))),
         )
     if len(groups) > LISTED_ORIGINS:
         rest = groups[LISTED_ORIGINS:]
@@ -151,19 +152,6 @@ def _origin(group: IncidentGroup) -> Iterator[str]:
     if example.location:
         yield shown_name(example.location, WIDEST_TEXT)
     yield shown_name(example.reason or MEANING[example.cause], 2 * WIDEST_TEXT)
-
-
-def _done(group: IncidentGroup) -> Iterator[str]:
-    for (action, cured), count in group.outcomes.items():
-        words = {
-            Action.backoff: "skipped, loss scale lowered",
-            Action.retry: "cured by a lower loss scale" if cured else "run again at a lower scale",
-            Action.fallback: f"cured by {listed(group.culprits, 2)} in FP32" if cured else "not cured by FP32",
-            Action.skip: "skipped",
-            Action.zeroed: "zeroed",
-            Action.raise_: "stopped the run",
-        }[action]
-        yield f"{count:,} {words}"
 
 
 # All else.

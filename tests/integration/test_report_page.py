@@ -10,6 +10,7 @@ import pytest
 from mp_plugin.report.page import build_page
 from mp_plugin.telemetry.store import open_run
 from tests.helpers.browser import IS_THERE, browser, looks
+from tests.helpers.planted_runs import overflow, planted_run, sample
 from tests.helpers.recorded_runs import DRIFTING, HOSTILE_NAMES, layer_names, record_run
 
 # One browser for the file.
@@ -239,6 +240,17 @@ def test_on_paper_the_charts_are_there_and_light(page):
     assert page.js("return theme().isDark") is True
 
 
+def test_paper_is_light_though_the_reader_chose_dark(page):
+    page.driver.find_element("id", "theme").click()
+    assert page.js("return theme().isDark") is True
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert page.js("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.js("return getComputedStyle(document.documentElement).colorScheme") == "light"
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_everything_is_reached_by_keyboard(page):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
@@ -276,6 +288,93 @@ def test_no_script_of_a_layer_runs(page):
     assert page.js("return document.querySelectorAll('img').length") == 0
     with pytest.raises(NoAlertPresentException):
         _ = page.driver.switch_to.alert.text
+
+
+GRADIENT = "parameter_gradient"
+
+
+def planted(driver, tmp_path, samples, **fields):
+    opened = Page(driver, planted_run(samples, **fields), tmp_path / "report.html")
+    driver.get(opened.path.as_uri())
+    opened.wait("return document.querySelectorAll('#heat-chart .main-svg').length > 0")
+    return opened
+
+
+def why_no_exponents(page):
+    line = page.driver.find_element("id", "no-exponents")
+    return line.text if line.is_displayed() else ""
+
+
+def test_layers_without_samples_of_a_kind_have_no_row(driver, tmp_path):
+    whole = {"smallest": 0.5, "exponents": {0: 100}}
+    samples = [sample(name, **whole) for name in ("up", "relu", "down")]
+    samples += [sample(name, kind=GRADIENT, amax=2.0, **whole) for name in ("up", "down")]
+    page = planted(driver, tmp_path, samples)
+    page.choose("kind", 1)
+    assert page.js("return document.querySelector('#heat-chart').layout.yaxis.ticktext") == ["up", "down"]
+    page.click_cell(1, 0)
+    page.wait("return data.layers[state.layer] === 'down'")
+    assert page.js("return document.querySelector('#heat-chart').layout.annotations[0].y") == 1
+    assert why_no_exponents(page) == ""
+    page.js("pick(1)")
+    assert why_no_exponents(page) == "This layer has no samples of parameter gradients."
+    assert page.js("return document.querySelector('#heat-chart').layout.annotations") == []
+    page.choose("kind", 0)
+    assert page.js("return document.querySelector('#heat-chart').layout.annotations[0].y") == 1
+    assert page.console() == []
+
+
+def test_why_there_are_no_exponents(driver, tmp_path):
+    samples = [sample("nan", amax=0.0, nans=100), sample("zero", amax=0.0, zeros=100), sample("uncounted")]
+    page = planted(driver, tmp_path, samples)
+    said = [page.js("pick(arguments[0])", place) or why_no_exponents(page) for place in range(3)]
+    assert ["Every sampled value is zero, NaN or Inf" in each for each in said] == [True, True, False]
+    assert "Telemetry(histograms=True)" in said[2]
+    assert page.console() == []
+
+
+def test_colours_spread_over_headroom_that_is_ample(driver, tmp_path):
+    samples = [sample("a", step=step, compute_dtype="bf16", amax=2.0**step) for step in range(0, 12, 3)]
+    page = planted(driver, tmp_path, samples)
+    assert page.js("return find('input[name=measure]:checked').value") == "amax"
+    page.choose("measure", "headroom")
+    drawn = page.js(
+        "const { zmin, zmax, z } = document.querySelector('#heat-chart').data[0]; return [zmin, zmax, z[0]]"
+    )
+    assert drawn[0] <= min(drawn[2]) < drawn[0] + 1
+    assert drawn[1] - 1 < max(drawn[2]) <= drawn[1]
+    tight = [sample("a", step=step, amax=2.0**step) for step in range(0, 12, 3)]
+    page = planted(driver, tmp_path, tight)
+    assert page.js("const { zmin, zmax } = document.querySelector('#heat-chart').data[0]; return [zmin, zmax]") == [
+        -1,
+        20,
+    ]
+
+
+def test_a_run_that_only_overflowed_opens_on_what_was_not_finite(driver, tmp_path):
+    samples = [sample("net", step=step, kind=GRADIENT, amax=0.0, infs=100) for step in (0, 5)]
+    page = planted(driver, tmp_path, samples, incidents=[overflow(step) for step in range(9)])
+    assert page.js("return find('input[name=measure]:checked').value") == "non_finite"
+    assert page.js("return find('#measure-title').textContent") == "largest share of NaN and Inf"
+    assert page.js("return document.querySelector('#heat-chart').data[0].z[0]") == [0, 0]  # of a share its logarithm
+    assert page.js("return document.querySelector('#heat-chart').layout.xaxis.range") == [0, 10]
+    assert page.console() == []
+
+
+def test_incidents_after_the_last_sample_are_on_the_heat_map(driver, tmp_path):
+    for steps in ([0], [0, 2]):
+        page = planted(driver, tmp_path, [sample("a", step=step) for step in steps], incidents=(overflow(40),))
+        assert page.js("return document.querySelector('#heat-chart').layout.xaxis.range") == [0, 40]
+
+
+def test_drift_that_was_not_finite_is_a_cross(driver, tmp_path):
+    known, lost = ({"event": "drift", "logits_relative_error": 0.01, "step": step} for step in (10, 20))
+    lost |= {"logits_relative_error": None, "lost_logits": 3}
+    page = planted(driver, tmp_path, [sample("a")], events=(known, lost, {**known, "step": 30}))
+    line, crosses = page.js("return document.querySelector('[data-drift=logits_relative_error]').data")
+    assert (line["x"], line["y"]) == ([10, 20, 30], [0.01, None, 0.01])
+    assert crosses["x"] == [20]
+    assert page.console() == []
 
 
 def test_a_run_of_every_sort_draws_without_complaint(driver, tmp_path):

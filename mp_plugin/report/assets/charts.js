@@ -16,9 +16,6 @@ const MEASURES = {
   amax: { title: "largest magnitude", text: (x) => shown(x, 4) },
 };
 
-const SMALLEST_SHARE = 1e-6;
-const MOST_FRAMED_ROWS = 60;
-
 function baseLayout(theme, isNarrow) {
   const axis = {
     gridcolor: theme.rule,
@@ -59,9 +56,9 @@ function scaleFigure(data, theme, isNarrow) {
   const none = polygon(windows, end, (low, high) => low !== null && high > 0 && high < low);
   const traces = [];
   const band = { type: "scatter", mode: "lines", fill: "toself", line: { width: 0 }, hoverinfo: "skip" };
-  if (fits.x.length) traces.push({ ...band, ...fits, name: "Fits every layer", fillcolor: theme.band });
-  if (none.x.length) traces.push({ ...band, ...none, name: "No scale fits every layer", fillcolor: theme.noband });
-  if (!bounded.length && windows.length) {
+  if (fits.x.length) traces.push({ ...band, ...fits, name: "Nothing overflows, little is flushed", fillcolor: theme.band });
+  if (none.x.length) traces.push({ ...band, ...none, name: "No such scale: some layers need a higher one, some a lower", fillcolor: theme.noband });
+  if (!bounded.length && windows.some(([, , highest]) => highest > 0)) {
     const x = windows.map(([step]) => step);
     const y = windows.map(([, , highest]) => (highest > 0 ? Math.log2(highest) : null));
     traces.push({
@@ -113,110 +110,7 @@ function polygon(windows, end, isWanted) {
 function markText(mark) {
   const origin = [mark.operator, mark.layer].filter(Boolean).map((each) => plain(shortened(each, 60)));
   const more = mark.count > 1 ? `${mark.count} incidents from step ` : "step ";
-  return [`${more}${stepRange([mark.step, mark.step])}: ${mark.cause}`, ...origin, `done: ${mark.action}`].join("<br>");
-}
-
-// Layers over steps.
-
-function cellsOf(data, measure, kind) {
-  const size = data.layers.length * data.columns.length;
-  return data.cells[measure].subarray(kind * size, (kind + 1) * size);
-}
-
-function heatFigure(data, theme, isNarrow, { kind, measure, layer }) {
-  const layout = baseLayout(theme, isNarrow);
-  stepAxis(layout, data.columns.flatMap(([first, last]) => [first, last]));
-  const width = data.columns.length;
-  const values = cellsOf(data, measure, kind);
-  const every = data.layers.map((_, row) => row);
-  const scale = heatScale(measure, theme);
-  const rows = every.map((row) => Array.from(values.subarray(row * width, (row + 1) * width), scale.position));
-  const height = Math.max(300, Math.min(720, 90 + 14 * data.layers.length));
-  const labels = Math.floor((height - 90) / 14);
-  const ticks = every.filter((row) => row % Math.ceil(every.length / labels) === 0);
-  const length = isNarrow ? 14 : 26;
-  const trace = {
-    type: "heatmap", x: columnEdges(data.columns), y: every, z: rows,
-    hovertext: every.map((row) => data.columns.map((_, column) => cellText(data, kind, row, column))), hoverinfo: "text",
-    xaxis: "x", yaxis: "y", colorscale: scale.colors, zmin: scale.range[0], zmax: scale.range[1], zsmooth: false, hoverongaps: false,
-    colorbar: {
-      orientation: "h", thickness: 9, len: isNarrow ? 1 : 0.45, x: 0, xanchor: "left", xpad: 0, y: 1, yanchor: "bottom",
-      outlinewidth: 0, tickvals: scale.ticks, ticktext: scale.labels, ticklen: 3, tickcolor: theme.rule, ticklabelposition: "outside top",
-      tickfont: { color: theme.muted },
-    },
-  };
-  const incidents = {
-    type: "scatter", mode: "markers", x: data.marks.map((mark) => mark.step), y: data.marks.map(() => 0),
-    text: data.marks.map(markText), hoverinfo: "text", showlegend: false, yaxis: "y2", cliponaxis: false,
-    marker: { symbol: "triangle-down", size: 8, color: theme.danger },
-  };
-  const top = data.marks.length ? 1 - 14 / (height - 100) : 1;
-  layout.yaxis2 = { domain: [top, 1], range: [-0.2, 1], visible: false, fixedrange: true };
-  Object.assign(layout.yaxis, {
-    domain: [0, top], range: [every.length - 0.5, -0.5],
-    tickvals: ticks, ticktext: ticks.map((row) => plain(shortened(data.layers[row], length))),
-    showgrid: false, tickfont: { family: theme.mono, size: isNarrow ? 9.5 : 11 }, ticks: "",
-  });
-  layout.xaxis.showgrid = false;
-  layout.xaxis.range = [trace.x[0], trace.x[trace.x.length - 1]];
-  layout.margin.l = Math.min(length, Math.max(...data.layers.map((name) => name.length))) * (isNarrow ? 6 : 6.8) + 14;
-  layout.margin.t = 48;
-  layout.margin.r = 20;
-  layout.annotations = [{
-    xref: "paper", x: 1, xanchor: "left", y: layer, yanchor: "middle", text: "\u25c0", showarrow: false,
-    font: { size: 12, color: theme.text },
-  }];
-  // Around a thin row it would hide the row.
-  const frame = {
-    type: "rect", xref: "paper", x0: 0, x1: 1, yref: "y", y0: layer - 0.5, y1: layer + 0.5,
-    line: { color: theme.text, width: 1.5 },
-  };
-  layout.shapes = every.length <= MOST_FRAMED_ROWS ? [frame] : [];
-  return { data: [trace, incidents], layout, height };
-}
-
-function columnEdges(columns) {
-  const starts = columns.map(([first]) => first);
-  const [last] = columns[columns.length - 1].slice(1);
-  const gap = starts.length > 1 ? (last - starts[0]) / (columns.reduce((sum, [, , num]) => sum + num, 0) - 1) : 1;
-  return [...starts, last + Math.max(1, gap)];
-}
-
-function cellText(data, kind, layer, column) {
-  const place = layer * data.columns.length + column;
-  const lines = Object.entries(MEASURES).map(
-    ([measure, { title, text }]) => `${title}: <b>${text(cellsOf(data, measure, kind)[place])}</b>`,
-  );
-  const [first, last, samples] = data.columns[column];
-  const steps = `step ${stepRange([first, last])}${samples > 1 ? `, the worst of ${samples} samples` : ""}`;
-  return [`<b>${plain(shortened(data.layers[layer], 60))}</b>, ${data.dtypes[kind][layer]}`, steps, ...lines].join("<br>");
-}
-
-function heatScale(measure, theme) {
-  const spread = (stops, colors) => {
-    const [low, high] = [stops[0], stops[stops.length - 1]];
-    return { range: [low, high], colors: stops.map((stop, place) => [(stop - low) / (high - low), colors[place]]) };
-  };
-  const safeFirst = theme.heat;
-  if (measure === "headroom") {
-    const ticks = [0, 4, 8, 12, 16, 20];
-    return {
-      ...spread([-1, 0, 1, 3, 6, 10, 20], [...safeFirst].reverse()), position: (bits) => bits,
-      ticks, labels: ticks.map((bits) => (bits === 20 ? "20 bits" : String(bits))),
-    };
-  }
-  if (measure === "amax") {
-    const ticks = [-24, -12, 0, 12];
-    return {
-      ...spread([-30, -20, -10, 0, 10, 18], theme.size), position: (amax) => Math.log2(amax),
-      ticks, labels: ticks.map((each) => powerOfTwo(2 ** each)),
-    };
-  }
-  return {
-    ...spread([-6, -4, -2.5, -1.3, -0.6, -0.3, 0], safeFirst),
-    position: (share) => Math.log10(Math.max(share, SMALLEST_SHARE)), // NaN stays NaN: a gap
-    ticks: [-6, -4, -2, -1, 0], labels: ["0", "0.01%", "1%", "10%", "100%"],
-  };
+  return [`${more}${stepRange([mark.step, mark.step])}: ${mark.cause}`, ...origin, plain(mark.done)].join("<br>");
 }
 
 // The exponents of one layer, above what the formats hold.
@@ -286,19 +180,28 @@ function rangeText(format, isNormal) {
 function driftFigure(data, theme, isNarrow, name) {
   const layout = baseLayout(theme, isNarrow);
   stepAxis(layout, data.drift.map((each) => each.step));
-  const points = data.drift.filter((each) => typeof each[name] === "number");
+  const isLost = (each) => each.lost.includes(name);
+  // What is not finite has no place on the line, and interrupts it.
+  const points = data.drift.filter((each) => name in each.values || isLost(each));
+  const at = (each) => `step ${stepRange([each.step, each.step])}<br>`;
+  const traces = [{
+    type: "scatter", mode: "lines+markers", x: points.map((each) => each.step),
+    y: points.map((each) => each.values[name] ?? null), connectgaps: false,
+    text: points.map((each) => `${at(each)}${shown(each.values[name])}`), hoverinfo: "text", showlegend: false,
+    line: { color: theme.accent, width: 2 }, marker: { size: 5 },
+  }];
+  const lost = points.filter(isLost);
+  if (lost.length) {
+    traces.push({
+      type: "scatter", mode: "markers", x: lost.map((each) => each.step), y: lost.map(() => 1), yaxis: "y2",
+      text: lost.map((each) => `${at(each)}not finite in this precision, finite in FP32`), hoverinfo: "text", showlegend: false,
+      cliponaxis: false, marker: { symbol: "x", size: 9, color: theme.danger },
+    });
+  }
+  layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
   layout.margin.t = 12;
   Object.assign(layout.yaxis, { exponentformat: "power", automargin: true, nticks: 5, rangemode: "tozero" });
-  const isAllZero = points.every((each) => each[name] === 0);
-  if (isAllZero) layout.yaxis.range = [0, 1];
+  if (points.every((each) => !each.values[name])) layout.yaxis.range = [0, 1];
   layout.margin.r = 20;
-  return {
-    data: [{
-      type: "scatter", mode: "lines+markers", x: points.map((each) => each.step), y: points.map((each) => each[name]),
-      text: points.map((each) => `step ${stepRange([each.step, each.step])}<br>${shown(each[name])}`), hoverinfo: "text",
-      line: { color: theme.accent, width: 2 }, marker: { size: 5 },
-    }],
-    layout,
-    height: 220,
-  };
+  return { data: traces, layout, height: 220 };
 }

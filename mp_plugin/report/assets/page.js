@@ -45,7 +45,8 @@ function setUpControls() {
   data.layers.forEach((name, place) => select.add(new Option(shortened(name, 80), place)));
   state.layer = data.firstLayer;
   state.kind = data.firstKind;
-  for (const input of document.querySelectorAll("input[name=kind]")) input.checked = Number(input.value) === state.kind;
+  state.measure = data.firstMeasure;
+  for (const name of ["kind", "measure"]) find(`input[name=${name}][value="${state[name]}"]`).checked = true;
   select.addEventListener("change", () => pick(Number(select.value)));
 }
 
@@ -91,7 +92,7 @@ function drawLayers() {
   const node = find("#heat-chart");
   node.removeAllListeners("plotly_click");
   node.on("plotly_click", ({ points: [point] }) => {
-    if (point.data.type === "heatmap") pick(point.y);
+    if (point.data.type === "heatmap") pick(sampledLayers(data, state.kind)[point.y]);
   });
   find("#measure-title").textContent = MEASURES[state.measure].title;
   drawLayer();
@@ -117,6 +118,7 @@ function drawLayer() {
     find("#exponent-note").textContent = exponentNote(found);
   } else {
     find("#exponent-note").textContent = "";
+    find("#no-exponents").textContent = whyNoExponents(Boolean(found));
   }
   fillTable();
 }
@@ -125,6 +127,16 @@ function exponentNote(found) {
   const { samples } = state;
   if (samples === "all") return found.samples > 1 ? `${found.samples.toLocaleString("en-US")} samples together.` : "One sample.";
   return `Step ${stepRange([found[samples].step, found[samples].step])}.`;
+}
+
+function whyNoExponents(isCounted) {
+  if (!data.dtypes[state.kind][state.layer]) return `This layer has no samples of ${KINDS[data.kinds[state.kind]].toLowerCase()}.`;
+  const width = data.columns.length;
+  const largest = cellsOf(data, "amax", state.kind).subarray(state.layer * width, (state.layer + 1) * width);
+  const isAny = largest.some((each) => !Number.isNaN(each));
+  if (!isAny) return "Every sampled value is zero, NaN or Inf: there are no exponents to show.";
+  if (isCounted) return "Every value of this sample is zero, NaN or Inf: there are no exponents to show.";
+  return "No exponents were counted here: Telemetry(histograms=True) counts them.";
 }
 
 function fillTable() {

@@ -12,7 +12,6 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from mp_plugin.report.page import build_page
-from mp_plugin.report.page_data import DRIFT
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.store import open_run
 from tests.helpers.planted_runs import info, overflow, planted_run, sample
@@ -208,12 +207,76 @@ def test_drift_is_drawn_if_it_was_measured():
     page = page_of(planted_run(events=(known, drift(20, logits_relative_error=0.02), {"event": "drift"})))
     charts = [known["data-drift"] for _, known in page.tags if "data-drift" in known]
     assert charts == ["logits_relative_error", "loss_difference"]
-    assert set(charts) < set(DRIFT)
     assert page.data["drift"] == [
-        {"step": 10, "logits_relative_error": 0.01, "loss_difference": -0.5},
-        {"step": 20, "logits_relative_error": 0.02, "loss_difference": None},
+        {"step": 10, "values": {"logits_relative_error": 0.01, "loss_difference": -0.5}, "lost": []},
+        {"step": 20, "values": {"logits_relative_error": 0.02}, "lost": []},
     ]
+    assert "Crosses" not in page.text
     assert "Drift from FP32" not in page_of(planted_run()).text
+
+
+def test_drift_that_was_not_finite_is_explained():
+    lost = drift(20, logits_relative_error=None, lost_logits=3)
+    page = page_of(planted_run(events=(drift(10, logits_relative_error=0.01), lost)))
+    assert [each["lost"] for each in page.data["drift"]] == [[], ["logits_relative_error"]]
+    assert "Crosses at the top" in page.text
+    assert "20not finite" in page.text
+
+
+def test_layers_that_cannot_be_judged_are_in_the_legend():
+    def kept(step, layer, **changes):
+        return sample(layer, step=step, smallest=0.5, exponents={0: 100}, **changes)
+
+    incidents = (overflow(0, layer="early"), overflow(1, layer="early"))
+    spoiled = [sample("late", step=step, amax=0.0, nans=100) for step in (0, 1)]
+    page = page_of(planted_run([kept(0, "early"), kept(1, "early"), *spoiled], incidents=incidents))
+    strips = [known["class"] for tag, known in page.tags if tag == "i"]
+    assert strips == ["f-e4m3", "f-unknown"] * 2  # the strip, then its legend
+    assert "not known, as each sample had NaN or Inf: 1 layer" in page.text
+    assert ".f-unknown" in build_page(planted_run())
+
+
+def test_one_layer_is_one_layer():
+    about = info(steps=3, skipped=1, fp32_layers={"net.head": "chosen"}, retried_steps=1)
+    text = page_of(planted_run([sample("net")], info=about)).text
+    for each in ("1layer, as chosen", "1step lost", "1step saved", "1of 1 layer"):
+        assert each in text
+
+
+def test_only_a_run_that_scaled_its_loss_speaks_of_it(tmp_path):
+    for precision, is_said in (("16-mixed", True), ("bf16-mixed", False), ("32-true", False)):
+        text = page_of(open_run(record_run(tmp_path / precision, precision=precision))).text
+        assert ("gradients times the loss scale" in text) == is_said
+        assert ("layers in FP32 may lie beyond it" in text) == (precision != "32-true")
+
+
+def test_the_band_says_what_it_does_not_see(tmp_path):
+    text = page_of(open_run(record_run(tmp_path))).text
+    assert "What fp16 flushed to zero during the run itself is a zero here, and not seen." in text
+
+
+def test_gradients_that_were_never_finite_leave_no_bounds_of_the_scale():
+    def broken(step):
+        return sample("net", step=step, kind="parameter_gradient", amax=0.0, nans=100, loss_scale=2.0**-step)
+
+    text = page_of(planted_run([broken(0), broken(5)])).text
+    assert "which scale would have fitted is not known" in text
+    assert "dotted" not in text
+
+
+def test_a_short_training_shows_seconds_in_place_of_a_share():
+    spent = {"taken": 3, "left_out": 0, "seconds": 0.25, "training_seconds": 2.5, "share": 0.1}
+    text = page_of(planted_run([sample("net")], info=info(telemetry=spent))).text
+    assert "0.25 s" in text
+    assert "10%" not in text
+    text = page_of(planted_run([sample("net")], info=info(telemetry={**spent, "training_seconds": 25.0}))).text
+    assert "1.0% of the training time" in text
+
+
+def test_the_run_is_named_with_its_folder():
+    text = build_page(planted_run(directory=Path("logs/<b>lightning/version_0")))
+    assert "<title>Precision of &lt;b&gt;lightning/version_0</title>" in text
+    assert "Precision of runs/7" in build_page(planted_run())
 
 
 def test_many_incidents_keep_the_page_small():
