@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mp_plugin.telemetry.arrow_arrays import arrow_array
 from mp_plugin.telemetry.layer_sample import LayerSample
 
 SCHEMA_VERSION = 1
@@ -71,7 +72,8 @@ def rows_of(samples: Sequence[LayerSample], run: str) -> pa.Table:
         "lowest_exponent": lowest,
         "exponent_counts": [_counts(each.exponents, first) for each, first in zip(stats, lowest, strict=True)],
     }
-    return pa.table(columns, schema=SCHEMA)
+    arrays = [arrow_array(columns[field.name], field.type) for field in SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def _counts(exponents: Mapping[int, int], lowest: int | None) -> list[int] | None:
