@@ -63,7 +63,7 @@ def main() -> None:
     images, labels = load_digits(return_X_y=True)
     dataset = TensorDataset(torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels))
     with TemporaryDirectory() as folder:
-        run = Path(folder) / "digits-fp16"
+        run = Path(folder) / "runs" / "digits-fp16"
         telemetry = Telemetry(every_n_steps=5, activations=True, histograms=True, max_overhead=1, directory=str(run))
         plugin = AdaptivePrecision("16-mixed", fallback=Fallback(auto=True), telemetry=telemetry)
         trainer = pl.Trainer(

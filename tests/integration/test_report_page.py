@@ -295,6 +295,7 @@ GRADIENT = "parameter_gradient"
 
 def planted(driver, tmp_path, samples, **fields):
     opened = Page(driver, planted_run(samples, **fields), tmp_path / "report.html")
+    looks(driver, width=1280, theme="light")
     driver.get(opened.path.as_uri())
     opened.wait("return document.querySelectorAll('#heat-chart .main-svg').length > 0")
     return opened
@@ -311,6 +312,7 @@ def test_layers_without_samples_of_a_kind_have_no_row(driver, tmp_path):
     samples += [sample(name, kind=GRADIENT, amax=2.0, **whole) for name in ("up", "down")]
     page = planted(driver, tmp_path, samples)
     page.choose("kind", 1)
+    page.js("pick(0)")
     assert page.js("return document.querySelector('#heat-chart').layout.yaxis.ticktext") == ["up", "down"]
     page.click_cell(1, 0)
     page.wait("return data.layers[state.layer] === 'down'")

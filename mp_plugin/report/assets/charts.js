@@ -197,8 +197,8 @@ function driftFigure(data, theme, isNarrow, name) {
       text: lost.map((each) => `${at(each)}not finite in this precision, finite in FP32`), hoverinfo: "text", showlegend: false,
       cliponaxis: false, marker: { symbol: "x", size: 9, color: theme.danger },
     });
+    layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
   }
-  layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
   layout.margin.t = 12;
   Object.assign(layout.yaxis, { exponentformat: "power", automargin: true, nticks: 5, rangemode: "tozero" });
   if (points.every((each) => !each.values[name])) layout.yaxis.range = [0, 1];

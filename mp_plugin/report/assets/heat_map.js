@@ -45,7 +45,8 @@ function heatFigure(data, theme, isNarrow, { kind, measure, layer }) {
     marker: { symbol: "triangle-down", size: 8, color: theme.danger },
   };
   const top = data.marks.length ? 1 - 14 / (height - 100) : 1;
-  layout.yaxis2 = { domain: [top, 1], range: [-0.2, 1], visible: false, fixedrange: true };
+  // Without height Plotly would lay it over the cells, which no click reaches then.
+  if (data.marks.length) layout.yaxis2 = { domain: [top, 1], range: [-0.2, 1], visible: false, fixedrange: true };
   Object.assign(layout.yaxis, {
     domain: [0, top], range: [every.length - 0.5, -0.5],
     tickvals: ticks, ticktext: ticks.map((row) => plain(shortened(names[row], length))),
@@ -68,7 +69,7 @@ function heatFigure(data, theme, isNarrow, { kind, measure, layer }) {
     line: { color: theme.text, width: 1.5 },
   };
   layout.shapes = row >= 0 && every.length <= MOST_FRAMED_ROWS ? [frame] : [];
-  return { data: [trace, incidents], layout, height };
+  return { data: data.marks.length ? [trace, incidents] : [trace], layout, height };
 }
 
 // By their place in the data: of some layers there are no samples of some kind, as a ReLU has no parameters.

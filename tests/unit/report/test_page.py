@@ -231,7 +231,7 @@ def test_layers_that_cannot_be_judged_are_in_the_legend():
     spoiled = [sample("late", step=step, amax=0.0, nans=100) for step in (0, 1)]
     page = page_of(planted_run([kept(0, "early"), kept(1, "early"), *spoiled], incidents=incidents))
     strips = [known["class"] for tag, known in page.tags if tag == "i"]
-    assert strips == ["f-e4m3", "f-unknown"] * 2  # the strip, then its legend
+    assert strips == ["f-fp32", "f-unknown"] * 2  # the strip, then its legend
     assert "not known, as each sample had NaN or Inf: 1 layer" in page.text
     assert ".f-unknown" in build_page(planted_run())
 
