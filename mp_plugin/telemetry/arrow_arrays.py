@@ -1,4 +1,4 @@
-"""Arrow arrays made without `pyarrow.array`, which imports pandas where it is installed: a second of the first sample."""
+"""Arrow arrays made without `pyarrow.array`, which imports pandas where there is one: a second of the first sample."""
 
 from collections.abc import Sequence
 from itertools import accumulate, chain
