@@ -57,7 +57,7 @@ function scaleFigure(data, theme, isNarrow) {
   const traces = [];
   const band = { type: "scatter", mode: "lines", fill: "toself", line: { width: 0 }, hoverinfo: "skip" };
   if (fits.x.length) traces.push({ ...band, ...fits, name: "Nothing overflows, little is flushed", fillcolor: theme.band });
-  if (none.x.length) traces.push({ ...band, ...none, name: "No such scale: some layers need a higher one, some a lower", fillcolor: theme.noband });
+  if (none.x.length) traces.push({ ...band, ...none, name: "No such scale", fillcolor: theme.noband });
   if (!bounded.length && windows.some(([, , highest]) => highest > 0)) {
     const x = windows.map(([step]) => step);
     const y = windows.map(([, , highest]) => (highest > 0 ? Math.log2(highest) : null));
