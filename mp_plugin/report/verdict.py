@@ -116,7 +116,7 @@ def _fit(run: Run, came: Progress) -> tuple[Severity, str, list[str]]:
         severity, facts = _layers(run, came)
         return Severity.watch, f"{fits} but for a few steps", [skipped, *remedy(lost), *facts]
     severity, facts = _layers(run, came)
-    if severity is Severity.watch and facts[0].startswith(BUT) and not (came.skipped or cures or in_fp32):
+    if severity is not Severity.good and facts[0].startswith(BUT) and not (came.skipped or cures or in_fp32):
         # What underflows, or nearly overflows, does not quite fit.
         with_fp32 = f"{name} has not overflowed"
     skipped = f"{came.skipped:,} skipped to find the loss scale" if came.skipped else "none skipped"
@@ -154,6 +154,13 @@ def _layers(run: Run, came: Progress) -> tuple[Severity, list[str]]:
     layers = worst_layers(run, None)
     if not layers:
         return Severity.watch, ["without samples its headroom is not known"]
+    gradients = [each for each in layers if each.is_at_risk and each.kind is not TensorKind.activation]
+    with_gradients = {each.layer for each in gradients}
+    gone = with_gradients - {each.layer for each in gradients if not each.is_zero}
+    # Of a few layers that may be right, as of one that the loss does not depend on.
+    if gone and 2 * len(gone) >= len(with_gradients):
+        which = "all layers" if gone == with_gradients else f"{len(gone):,} of {len(with_gradients):,} layers"
+        return Severity.bad, [f"{BUT}the gradients of {which} are zero throughout"]
     known = [each for each in layers if each.is_at_risk and each.headroom_bits is not None]
     vanishing = [each for each in layers if each.is_at_risk and each.vanishes]
     facts = []
@@ -168,6 +175,8 @@ def _layers(run: Run, came: Progress) -> tuple[Severity, list[str]]:
         facts.append(f"{'' if facts else BUT}{_close(unscaled)}")
     if facts:
         return Severity.watch, facts
+    if tightest is None and any(each.nans or each.infs for each in layers):
+        return Severity.watch, ["its samples hold no number but NaN, Inf and zero"]
     if tightest is None:
         return Severity.good, ["none of the sampled values can leave its range"]
     scaled = "scaled " if tightest.loss_scale != 1 else ""

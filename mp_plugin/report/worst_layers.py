@@ -50,6 +50,8 @@ class WorstLayer:
     """Values of all samples that are too large for the compute dtype."""
     nans: int
     infs: int
+    is_zero: bool
+    """Whether every value of all samples is zero."""
 
     @property
     def vanishes(self) -> bool:
@@ -114,6 +116,7 @@ def _worst_layer(row: dict[str, Any]) -> WorstLayer:
         saturated=row["saturated_sum"],
         nans=row["nans_sum"],
         infs=row["infs_sum"],
+        is_zero=row["zeros_sum"] > 0 and not (row["nonzero_sum"] or row["nans_sum"] or row["infs_sum"]),
     )
 
 
@@ -123,7 +126,7 @@ def _extremes(run: Run) -> list[dict[str, Any]]:
     import pyarrow.compute as pc
 
     of = run.samples
-    names = ("step", "layer", "kind", "dtype", "loss_scale", "nans", "infs", "saturated", "headroom_bits")
+    names = ("step", "layer", "kind", "dtype", "loss_scale", "zeros", "nans", "infs", "saturated", "headroom_bits")
     columns = {name: of[name] for name in names}
     # Sorting and grouping a million strings is slow, a million numbers is not.
     for name in ("layer", "kind"):
@@ -145,7 +148,7 @@ def _extremes(run: Run) -> list[dict[str, Any]]:
     least = first([("headroom_bits", "ascending"), ("step", "ascending")], "step", "loss_scale")
     most = first([("underflow", "descending"), ("step", "ascending")], "step")
     newest = first([("step", "descending")], "dtype")
-    sums = [(name, "sum") for name in ("small", "nonzero", "saturated", "nans", "infs")]
+    sums = [(name, "sum") for name in ("small", "zeros", "nonzero", "saturated", "nans", "infs")]
     extremes = [("headroom_bits", "min"), ("underflow", "max"), ("step", "count")]
     rows: list[dict[str, Any]] = table.group_by(keys).aggregate([*sums, *extremes]).to_pylist()
     for row in rows:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mp_plugin.report.verdict import verdict
+from mp_plugin.report.verdict import Severity, verdict
 from mp_plugin.telemetry.events import Action, Cause, Direction
-from mp_plugin.telemetry.store import open_run
+from mp_plugin.telemetry.store import Run, open_run
 from tests.helpers.planted_runs import UPDATED, info, overflow, planted_run, sample
 from tests.helpers.recorded_runs import record_run
 
@@ -258,3 +258,27 @@ def test_a_recorded_run(tmp_path: Path) -> None:
     assert found.sentence.startswith("fp16 fits with ")
     assert "FP32 cured 1 incident" in found.sentence
     assert found.severity == "watch"
+
+
+def test_gradients_that_are_zero_throughout_are_bad_and_one_layer_without_is_not() -> None:
+    def run(num_zero: int) -> Run:
+        samples = []
+        for number in range(4):
+            samples.append(sample(f"net.{number}", amax=1.0))
+            nothing = {"amax": 0.0, "zeros": 100} if number < num_zero else {"amax": 0.1}
+            samples.append(sample(f"net.{number}", kind="activation_gradient", loss_scale=1024.0, **nothing))
+        return planted_run(samples, info=info())
+
+    one, two, all_of_them = (verdict(run(number)) for number in (1, 2, 4))
+    assert one.severity is Severity.good
+    assert two.severity is all_of_them.severity is Severity.bad
+    start = "fp16 has not overflowed: 1,900 steps, none skipped; but "
+    assert two.sentence == f"{start}the gradients of 2 of 4 layers are zero throughout."
+    assert all_of_them.sentence.endswith("but the gradients of all layers are zero throughout.")
+
+
+def test_samples_without_a_number_tell_of_no_headroom() -> None:
+    spoiled = [sample("net.0", amax=0.0, nans=100), sample("net.1", amax=0.0, infs=60, zeros=40)]
+    found = verdict(planted_run(spoiled, info=info()))
+    assert found.severity is Severity.watch
+    assert "its samples hold no number but NaN, Inf and zero" in found.sentence
