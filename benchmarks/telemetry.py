@@ -15,6 +15,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -85,10 +86,10 @@ def block(setting: Setting, steps: int, *, warm_up: int) -> tuple[float, dict[st
     """Train for a block; return the seconds of its steps, and what the run says of its samples."""
     telemetry, callbacks = setting
     clock = Clock(warm_up)
-    plugin = AdaptivePrecision("bf16", telemetry=telemetry)
     with tempfile.TemporaryDirectory() as folder:
+        plugin = AdaptivePrecision("bf16", telemetry=replace(telemetry, directory=folder))
         # The epochs are short, so that steps are counted over all of them.
-        fit(Perceptron(steps), plugin, AllSteps(clock), *callbacks(), default_root_dir=folder, max_epochs=-1)
+        fit(Perceptron(steps), plugin, AllSteps(clock), *callbacks(), max_epochs=-1)
     return sum(clock.seconds), plugin.summary()["telemetry"]
 
 

@@ -43,7 +43,7 @@ class Watch(pl.Callback):
                 self.handles.append(module.register_forward_hook(self.see_output))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, step: int) -> None:
-        self.is_due = step % self.every_n_steps == 0
+        self.is_due = trainer.global_step % self.every_n_steps == 0
 
     def see_output(self, module: Any, inputs: Any, output: Tensor) -> None:
         if self.is_due:
