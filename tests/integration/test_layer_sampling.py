@@ -294,21 +294,16 @@ def test_a_shared_layer_has_one_sample() -> None:
     assert [each.stats.numel for each in of(samples, BACK, "net.0")] == [2 * BATCH * 16] * 3
 
 
-def test_the_budget_leaves_samples_out() -> None:
-    class Dear(Regression):
-        """Whose samples cost much more than its steps."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net.insert(1, nn.Sequential(*(nn.Identity() for _ in range(200))))
-
-    plugin = AdaptivePrecision("bf16", telemetry=full(every_n_steps=1, max_overhead=0.01))
-    samples, _ = train(plugin, Dear(), batches=20)
+def test_the_budget_leaves_samples_out(monkeypatch: Any) -> None:
+    # However quick the machine is: samples are not free of the budget, and that is next to nothing.
+    monkeypatch.setattr("mp_plugin.telemetry.sample_budget.FREE_SECONDS", 0.0)
+    plugin = AdaptivePrecision("bf16", telemetry=full(every_n_steps=1, max_overhead=1e-6))
+    samples, _ = train(plugin, batches=20)
     told = plugin.summary()["telemetry"]
     assert told["taken"] == len({each.step for each in samples}) == 1
     assert told["left_out"] == 19
-    assert told["share"] == pytest.approx(told["seconds"] / told["training_seconds"], rel=1e-3)
-    assert told["share"] > 0.01
+    assert told["share"] == pytest.approx(told["seconds"] / told["training_seconds"], rel=1e-2)
+    assert told["share"] > 1e-6
 
 
 def test_what_cannot_be_sampled_is_told_once_and_training_goes_on(caplog: Any, monkeypatch: Any) -> None:
