@@ -83,7 +83,9 @@ def _samples(telemetry: dict[str, Any]) -> str:
     taken = f"{telemetry['taken']:,} in {in_seconds(telemetry['seconds'])}"
     if telemetry["training_seconds"] >= TELLING_SECONDS:
         taken += f", {telemetry['share']:.2%} of the training time"
-    return taken + (f"; {telemetry['left_out']:,} left out to keep it low" if telemetry["left_out"] else "")
+    return taken + (
+        f"; {telemetry['left_out']:,} left out to stay within max_overhead" if telemetry["left_out"] else ""
+    )
 
 
 def _window(window: dict[str, Any]) -> str:

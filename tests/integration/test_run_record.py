@@ -107,3 +107,45 @@ def test_a_part_that_lost_its_end_with_the_power_is_named(tmp_path: Path, cut: i
     run = open_run(tmp_path)
     assert [path for path, _ in run.damaged] == [parts[-1]]
     assert run.samples["step"].unique().to_pylist() == list(range(30))
+
+
+REAL_TRAINING = """
+import signal, sys
+import lightning.pytorch as pl
+from mp_plugin import AdaptivePrecision, Telemetry
+from tests.helpers.training import Regression, infinite_at, quiet_trainer, regression_data
+
+class Killed(pl.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 30:
+            signal.raise_signal(signal.SIGKILL)
+
+directory = sys.argv[1]
+telemetry = Telemetry(every_n_steps=1, activations=True, histograms=True, max_overhead=1, directory=directory)
+trainer = quiet_trainer(plugins=[AdaptivePrecision("bf16", telemetry=telemetry)], callbacks=[Killed()])
+trainer.fit(Regression(fault=infinite_at(3)), regression_data(batches=40))
+"""
+
+
+def test_a_training_that_is_killed_becomes_a_page(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", REAL_TRAINING, str(tmp_path / "run")], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    run = open_run(tmp_path / "run")
+    steps = set(run.samples["step"].to_pylist())
+    assert run.damaged == ()
+    assert steps == set(range(max(steps) + 1))
+    assert [each.step for each in run.incidents] == [3]
+    page = tmp_path / "report.html"
+    command = [
+        sys.executable,
+        "-c",
+        "from mp_plugin.cli import main; main()",
+        "report",
+        str(tmp_path / "run"),
+        "-o",
+        page,
+    ]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert "Still running at step" in told.stdout  # so far nobody can tell a killed run from one that goes on
+    assert "Still running at step" in page.read_text(encoding="utf-8")
