@@ -17,6 +17,7 @@ from mp_plugin.report.embed import packed_data
 from mp_plugin.report.exponents import read_exponents
 from mp_plugin.report.grid import MEASURES, Grid, make_grid
 from mp_plugin.report.outcome_words import outcome
+from mp_plugin.report.progress import progress
 from mp_plugin.report.scale_history import MAX_POINTS, scale_history
 from mp_plugin.report.words import shown_name
 from mp_plugin.report.worst_layers import TIGHT_BITS, WorstLayer, fp32_layers
@@ -114,6 +115,7 @@ class PageData:
             "kinds": self.grid.kinds,
             "layers": layers,
             "columns": self.grid.columns,
+            "end": progress(self.run).steps,
             "dtypes": _dtypes(self.run, self.grid),
             "firstMeasure": self.first_measure,
             "firstKind": self.first_kind,

@@ -10,7 +10,7 @@ import pytest
 from mp_plugin.report.page import build_page
 from mp_plugin.telemetry.store import open_run
 from tests.helpers.browser import IS_THERE, browser, looks
-from tests.helpers.planted_runs import overflow, planted_run, sample
+from tests.helpers.planted_runs import info, overflow, planted_run, sample
 from tests.helpers.recorded_runs import DRIFTING, HOSTILE_NAMES, layer_names, record_run
 
 # One browser for the file.
@@ -359,14 +359,14 @@ def test_a_run_that_only_overflowed_opens_on_what_was_not_finite(driver, tmp_pat
     assert page.js("return find('input[name=measure]:checked').value") == "non_finite"
     assert page.js("return find('#measure-title').textContent") == "largest share of NaN and Inf"
     assert page.js("return document.querySelector('#heat-chart').data[0].z[0]") == [0, 0]  # of a share its logarithm
-    assert page.js("return document.querySelector('#heat-chart').layout.xaxis.range") == [0, 10]
+    assert page.js("return document.querySelector('#heat-chart').layout.xaxis.range") == [0, 9]
     assert page.console() == []
 
 
 def test_incidents_after_the_last_sample_are_on_the_heat_map(driver, tmp_path):
     for steps in ([0], [0, 2]):
         page = planted(driver, tmp_path, [sample("a", step=step) for step in steps], incidents=(overflow(40),))
-        assert page.js("return document.querySelector('#heat-chart').layout.xaxis.range") == [0, 40]
+        assert page.js("return document.querySelector('#heat-chart').layout.xaxis.range") == [0, 41]
 
 
 def test_drift_that_was_not_finite_is_a_cross(driver, tmp_path):
@@ -402,3 +402,13 @@ def test_a_run_without_samples_draws_without_complaint(driver, tmp_path):
     driver.get(page.path.as_uri())
     page.wait("return document.documentElement.classList.contains('has-charts')")
     assert page.console() == []
+
+
+@pytest.mark.parametrize(("num_steps", "end"), [(1320, 1320), (1201, 1212)])
+def test_nothing_is_drawn_beyond_the_end_of_the_run(driver, tmp_path, num_steps, end):
+    whole = {"smallest": 0.5, "exponents": {0: 100}, "loss_scale": 1024.0}
+    samples = [sample("up", kind=GRADIENT, step=step, **whole) for step in (0, 100, 1200)]
+    page = planted(driver, tmp_path, samples, info=info(steps=num_steps))
+    band = page.js("return document.querySelector('#scale-chart').data[0].x")
+    assert max(step for step in band if step is not None) == end
+    assert page.js("return document.querySelector('#heat-chart').data[0].x") == [0, 100, 1200, end]

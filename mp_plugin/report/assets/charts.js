@@ -51,7 +51,7 @@ function scaleFigure(data, theme, isNarrow) {
   const { points, window: windows } = data.scale;
   stepAxis(layout, [...points, ...windows].map(([step]) => step));
   const bounded = windows.filter(([, lowest, highest]) => lowest !== null && highest > 0);
-  const end = points.length ? points[points.length - 1][0] : 0;
+  const end = data.end;
   const fits = polygon(windows, end, (low, high) => low !== null && high >= low);
   const none = polygon(windows, end, (low, high) => low !== null && high > 0 && high < low);
   const traces = [];
@@ -99,7 +99,7 @@ function polygon(windows, end, isWanted) {
   windows.forEach(([first, lowest, highest], place) => {
     if (!isWanted(lowest, highest)) return;
     const gap = place ? first - windows[place - 1][0] : 1;
-    const next = place + 1 < windows.length ? windows[place + 1][0] : Math.max(end, first + gap);
+    const next = place + 1 < windows.length ? windows[place + 1][0] : endOfLast(windows[0][0], first, gap, end);
     const [low, high] = [Math.log2(lowest), Math.log2(highest)];
     x.push(first, next, next, first, first, null);
     y.push(low, low, high, high, low, null);

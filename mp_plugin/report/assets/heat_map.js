@@ -77,13 +77,19 @@ function sampledLayers(data, kind) {
   return data.layers.map((_, place) => place).filter((place) => data.dtypes[kind][place]);
 }
 
-function columnEdges({ columns, marks }) {
+function columnEdges({ columns, marks, end }) {
   const starts = columns.map(([first]) => first);
   const [last] = columns[columns.length - 1].slice(1);
   // A single sample stands for the whole run.
-  if (starts.length === 1) return [...starts, marks.reduce((end, { step }) => Math.max(end, step), last + 1)];
+  if (starts.length === 1) return [...starts, Math.max(end, last + 1, ...marks.map(({ step }) => step))];
   const gap = (last - starts[0]) / (columns.reduce((sum, [, , num]) => sum + num, 0) - 1);
-  return [...starts, last + Math.max(1, gap)];
+  return [...starts, endOfLast(starts[0], last, gap, end)];
+}
+
+// Each sample holds until the next, the last one to the end of the run, if it is known: wide enough to be seen, where
+// the run ended with it.
+function endOfLast(first, last, gap, end) {
+  return end > last ? Math.max(end, last + Math.max(1, (last - first) / 100)) : last + Math.max(1, gap);
 }
 
 function cellText(data, kind, layer, column) {
