@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mp_plugin.numerics.grad_stats import local_part
+from mp_plugin.numerics.storage import storage_under
 from mp_plugin.telemetry.operators import named_arguments, operator_info, tensors_in
 
 STATISTICS = frozenset({"running_mean", "running_var"})
@@ -113,14 +113,5 @@ def _written(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
 
 def _storages(value: Any) -> Iterator[UntypedStorage]:
     """Yield the memory of the tensors in an argument or a result."""
-    return (storage for tensor in tensors_in(value) if (storage := _storage(tensor)) is not None)
-
-
-def _storage(tensor: Tensor) -> UntypedStorage | None:
-    tensor = local_part(tensor)
-    if tensor.layout is not torch.strided or tensor.is_meta:
-        return None
-    try:
-        return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):  # subclasses that only look like a tensor
-        return None
+    own = (tensor for tensor in tensors_in(value) if tensor.layout is torch.strided and not tensor.is_meta)
+    return (storage for tensor in own if (storage := storage_under(tensor)) is not None)

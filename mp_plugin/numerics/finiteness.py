@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mp_plugin.numerics.grad_stats import local_part, local_values
+from mp_plugin.numerics.storage import storage_under
 
 log = logging.getLogger(__name__)
 
@@ -177,8 +178,5 @@ def is_allocated(tensor: Tensor) -> bool:
     if tensor.is_nested or tensor.layout is not torch.strided or tensor.numel() == 0:
         return True
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    try:
-        nbytes = tensor.untyped_storage().nbytes()
-    except (NotImplementedError, RuntimeError):  # subclasses that only look like a tensor
-        return True
-    return bool((tensor.storage_offset() + last + 1) * tensor.itemsize <= nbytes)
+    storage = storage_under(tensor)
+    return storage is None or bool((tensor.storage_offset() + last + 1) * tensor.itemsize <= storage.nbytes())

@@ -9,10 +9,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mp_plugin.numerics.grad_stats import local_part
+from mp_plugin.numerics.storage import storage_under
 from mp_plugin.parameter_names import plain_name
 from mp_plugin.telemetry.census import Census, computes, plain_census
-from mp_plugin.telemetry.contents import memory_of
 from mp_plugin.telemetry.layer_stack import LayerStack
 from mp_plugin.telemetry.operators import floating_tensors, operator_info
 from mp_plugin.telemetry.reason import FORMAT_NAMES
@@ -96,10 +95,10 @@ class CensusTaker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         return output
 
     def _own(self, tensor: Tensor, owners: frozenset[str]) -> None:
-        try:
-            self._known.append(StorageWeakRef(memory_of(local_part(tensor)).untyped_storage()))  # type: ignore[no-untyped-call]
-        except (NotImplementedError, RuntimeError):  # a subclass that only looks like a tensor
+        storage = storage_under(tensor)
+        if storage is None:
             return
+        self._known.append(StorageWeakRef(storage))  # type: ignore[no-untyped-call]  # torch's own, untyped
         identity = storage_of(tensor)
         self._owners[identity] = self._owners.get(identity, frozenset()) | owners
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from mp_plugin.numerics.finiteness import Kind, Kinds
@@ -28,6 +27,7 @@ def flow_by_element(
         kinds that appeared where all inputs are finite.
 
     Example:
+        >>> import torch
         >>> scores, mask = torch.tensor([1.0, 3e38]), torch.tensor([float("-inf"), 3e38])
         >>> flow_by_element([scores, mask], scores + mask)
         ({(1, <Kind.negative_inf: '-inf'>, <Kind.negative_inf: '-inf'>)}, frozenset({<Kind.inf: 'inf'>}))
@@ -55,10 +55,3 @@ def first_place(tensor: Tensor, kind: Kind) -> tuple[int, ...] | None:
     """Return the index of the first element of this kind; None if there is none."""
     places = holds(tensor, kind).nonzero()
     return tuple(places[0].tolist()) if len(places) else None
-
-
-def memory_of(tensor: Tensor) -> Tensor:
-    """Return the strided tensor that holds the numbers of a tensor of any layout."""
-    if tensor.layout is torch.strided:
-        return tensor
-    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from mp_plugin.numerics.finiteness import Kind, Kinds, kinds_in
-from mp_plugin.numerics.grad_stats import local_part
-from mp_plugin.telemetry.contents import first_place, memory_of
+from mp_plugin.numerics.storage import storage_under, strided
+from mp_plugin.telemetry.contents import first_place
 
 
 class View(NamedTuple):
@@ -66,7 +66,7 @@ class Writers:
         identity = storage_of(tensor)
         memory = self._memories.get(identity)
         if memory is None:
-            memory = self._memories[identity] = _Memory(_weakly(tensor))
+            memory = self._memories[identity] = _Memory(StorageWeakRef(storage_under(tensor)))  # type: ignore[no-untyped-call]  # torch's own, untyped
         memory.writes.append((step, view))
         memory.contents = {view: kinds}
 
@@ -104,7 +104,7 @@ class Writers:
         if len(memory.writes) == 1:
             return memory.writes[0][0]
         view = view_of(tensor)
-        place = first_place(_strided(tensor if values is None else values), kind)
+        place = first_place(strided(tensor if values is None else values), kind)
         if view is None or place is None:
             return memory.writes[-1][0]
         byte = view.byte_of(place)
@@ -113,27 +113,15 @@ class Writers:
 
 def storage_of(tensor: Tensor) -> int:
     """Return the identity of a tensor's memory, which its views and detached copies share."""
-    try:
-        return _strided(tensor).untyped_storage()._cdata  # type: ignore[no-any-return]  # untyped in torch
-    except (NotImplementedError, RuntimeError):  # subclasses that only look like a tensor
-        return id(tensor)
+    storage = storage_under(tensor)
+    return id(tensor) if storage is None else storage._cdata
 
 
 def view_of(tensor: Tensor) -> View | None:
     """Return what part of its memory a tensor shows; None if it has none."""
-    try:
-        tensor = _strided(tensor)
-        tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
+    if storage_under(tensor) is None:
         return None
+    tensor = strided(tensor)
     size = tensor.itemsize
     strides = tuple(stride * size for stride in tensor.stride())
     return View(int(tensor.storage_offset()) * size, tuple(tensor.shape), strides, size)
-
-
-def _weakly(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(_strided(tensor).untyped_storage())  # type: ignore[no-untyped-call]  # torch's own, untyped
-
-
-def _strided(tensor: Tensor) -> Tensor:
-    return memory_of(local_part(tensor))
