@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mp_plugin import AdaptivePrecision, Telemetry
+from mp_plugin.step_start import MicroBatch
 from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
 from tests.helpers.training import Regression, assert_bitwise_equal, quiet_trainer, regression_data, weights
 
@@ -193,6 +194,18 @@ def test_batches_that_manual_optimization_accumulates_count_once() -> None:
     assert sorted({each.step for each in samples}) == [0, 1, 2]
     assert numel(samples, "part", ACTIVATION) == numel(samples, "part", BACK) == [2 * BATCH * 8] * 3
     assert numel(samples, "part", PARAMETER) == [8 * 8 + 8] * 3
+
+
+def test_a_batch_in_the_memory_of_an_earlier_one_counts(monkeypatch: Any) -> None:
+    class InOnePlace(MicroBatch):
+        place: Any = None
+
+        def __new__(cls, *_: Any) -> Any:
+            cls.place = cls.place or super().__new__(cls)
+            return cls.place
+
+    monkeypatch.setattr("mp_plugin.step_start.MicroBatch", InOnePlace)
+    assert numel(train(ByHand()), "part", ACTIVATION) == [2 * BATCH * 8] * 3
 
 
 def test_an_optimizer_that_steps_unseen_does_not_keep_a_sample_open(monkeypatch: Any) -> None:

@@ -5,9 +5,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mp_plugin.telemetry import layer_probes
 from mp_plugin.telemetry.layer_probes import LayerProbes, sampled_layers
 from mp_plugin.telemetry.layer_sample import TensorKind
 from mp_plugin.telemetry.stopwatch import Stopwatch
+from tests.helpers.clock import Clock
 
 ACTIVATION, BACK, _ = TensorKind
 
@@ -20,9 +22,11 @@ class Seen(list[tuple[str, TensorKind, Tensor]]):
         return [(layer, kind) for layer, kind, _ in self]
 
 
-def probes_of(root: nn.Module, *, with_gradients: bool = True) -> tuple[LayerProbes, Seen]:
+def probes_of(
+    root: nn.Module, *, with_gradients: bool = True, stopwatch: Stopwatch | None = None
+) -> tuple[LayerProbes, Seen]:
     seen = Seen()
-    stopwatch = Stopwatch(torch.device("cpu"))
+    stopwatch = stopwatch or Stopwatch(torch.device("cpu"))
     probes = LayerProbes(root, sampled_layers(root), seen.take, with_gradients=with_gradients, stopwatch=stopwatch)
     return probes, seen
 
@@ -129,3 +133,32 @@ def test_compiled_code_is_not_compiled_again_for_hooks() -> None:
         compiled(torch.randn(5, 3))
     assert len(graphs) == 1
     assert seen == []
+
+
+def test_the_time_of_hooks_counts_and_not_that_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock().instead_of_time(monkeypatch, "telemetry.stopwatch")
+
+    class Slow(nn.Linear):
+        def register_forward_hook(self, *arguments: Any, **options: Any) -> Any:
+            clock.now += 1
+            return super().register_forward_hook(*arguments, **options)
+
+        def forward(self, x: Tensor) -> Tensor:
+            clock.now += 100
+            return super().forward(x)
+
+    stopwatch = Stopwatch(torch.device("cpu"))
+    net = nn.Sequential(Slow(3, 4), Slow(4, 2))
+    probes, seen = probes_of(net, stopwatch=stopwatch)
+    leaves = layer_probes.tree_leaves
+
+    def slow_leaves(output: Any) -> list[Any]:
+        clock.now += 10
+        return leaves(output)
+
+    monkeypatch.setattr(layer_probes, "tree_leaves", slow_leaves)
+    with probes.forward():
+        assert stopwatch.read() == 2 * 1
+        net(torch.randn(5, 3))
+    assert len(seen) == 2
+    assert stopwatch.read() == 2 * 1 + 2 * 10

@@ -1,36 +1,40 @@
-import time
-
+import pytest
 import torch
 
 from mp_plugin.telemetry.stopwatch import Stopwatch
+from tests.helpers.clock import Clock
 
 
-def test_blocks_add_up_and_blocks_within_blocks_count_once() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock().instead_of_time(monkeypatch, "telemetry.stopwatch")
+
+
+def test_blocks_add_up_and_blocks_within_blocks_count_once(clock: Clock) -> None:
     stopwatch = Stopwatch(torch.device("cpu"))
     assert stopwatch.read() == 0.0
-    before = time.perf_counter()
     with stopwatch:
         with stopwatch:
-            time.sleep(0.02)
-        inside = stopwatch.read()
-        time.sleep(0.01)
-    taken = time.perf_counter() - before
-    assert inside == 0.0  # the outer block is not over
-    first = stopwatch.read()
-    assert 0.03 <= first <= taken
+            clock.now += 2
+        assert stopwatch.read() == 0.0  # the outer block is not over
+        clock.now += 1
+    assert stopwatch.read() == 3.0
+    clock.now += 5
     with stopwatch:
-        pass
-    assert stopwatch.read() > first
+        clock.now += 0.5
+    assert stopwatch.read() == 3.5
 
 
-def test_a_block_that_fails_counts_too() -> None:
+def test_a_block_that_fails_counts_too(clock: Clock) -> None:
+    def broken() -> None:
+        clock.now += 1
+        raise ValueError("broken")
+
     stopwatch = Stopwatch(torch.device("cpu"))
-    for _ in range(2):
-        try:
-            with stopwatch:
-                raise ValueError
-        except ValueError:
-            assert stopwatch.read() > 0.0
+    for seconds in (1.0, 2.0):
+        with pytest.raises(ValueError, match="broken"), stopwatch:
+            broken()
+        assert stopwatch.read() == seconds
 
 
 class _Event:
@@ -56,3 +60,13 @@ def test_what_the_device_has_not_finished_is_left_for_later() -> None:
     second[1].is_done = True
     assert stopwatch.read() == 90.0
     assert stopwatch.read() == 90.0
+
+
+def test_the_longer_of_host_and_device_counts(clock: Clock) -> None:
+    stopwatch = Stopwatch(torch.device("cpu"))
+    with stopwatch:
+        clock.now += 10
+    begin, end = _Event(0.0), _Event(4.0)
+    end.is_done = True
+    stopwatch._events.extend([begin, end])  # type: ignore[list-item]
+    assert stopwatch.read() == 10.0

@@ -12,19 +12,10 @@ import pytest
 import torch
 
 from mp_plugin.telemetry.write_samples import ROWS_AT_RISK, StatsFiles
+from tests.helpers.clock import Clock
 from tests.unit.telemetry.test_stats_files import RUN, sample
 
 ROOT = Path(__file__).parents[3]
-
-
-class Clock:
-    """Seconds, as a test sets them."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def parts(run: Path) -> list[str]:
