@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mp_plugin.numerics.grad_stats import grouped, local_values
+from mp_plugin.numerics.grad_values import grouped, local_values
 
 
 def squared_norm(grads: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.grad_stats import local_part, local_values
+from mp_plugin.numerics.grad_values import local_part, local_values
 from mp_plugin.numerics.storage import storage_under
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, UntypedStorage
 
-from mp_plugin.numerics.grad_stats import local_part
+from mp_plugin.numerics.grad_values import local_part
 
 
 def strided(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from mp_plugin.numerics.grad_stats import grad_amax
+from mp_plugin.numerics.finite_grads import grad_amax
 from mp_plugin.parameter_names import plain_name
 from mp_plugin.scaling.verdict import gather, gradients
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from mp_plugin.config import AtMinScale, Policy
 from mp_plugin.errors import TrainingDivergedError
-from mp_plugin.numerics.grad_stats import all_finite
+from mp_plugin.numerics.finite_grads import all_finite
 from mp_plugin.scaling.blame import blame_gradients
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import Verdict, agree, gradients, home_device

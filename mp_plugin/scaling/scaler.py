@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 from mp_plugin.checks import is_count, is_number
 from mp_plugin.config import LossScaling, Policy
 from mp_plugin.errors import CheckpointError, ConfigError, UnsupportedError
-from mp_plugin.numerics.grad_stats import all_finite, largest_magnitude, local_values, unscale_
+from mp_plugin.numerics.finite_grads import all_finite, largest_magnitude
+from mp_plugin.numerics.grad_values import local_values
+from mp_plugin.numerics.unscale import unscale_
 from mp_plugin.scaling.predictive import AmaxModel, load_model, save_model
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
 from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, agree_each, gradients, home_device

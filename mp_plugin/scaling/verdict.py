@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mp_plugin.numerics.grad_stats import settled
+from mp_plugin.numerics.grad_values import settled
 
 Answer = TypeVar("Answer")
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch.optim import Optimizer
 
-from mp_plugin.numerics.grad_stats import grad_amax, local_part
+from mp_plugin.numerics.finite_grads import grad_amax
+from mp_plugin.numerics.grad_values import local_part
 from mp_plugin.scaling.verdict import agree_each, gradients
 
 Snapshot = list[tuple[int, int]]

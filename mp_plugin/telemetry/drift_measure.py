@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.grad_stats import local_part
+from mp_plugin.numerics.grad_values import local_part
 from mp_plugin.telemetry.batch_report import tensors_by_path
 
 CHUNK = 2**22

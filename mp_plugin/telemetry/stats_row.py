@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mp_plugin.formats import FORMATS, Format
-from mp_plugin.numerics.grad_stats import local_values, settled
+from mp_plugin.numerics.grad_values import local_values, settled
 from mp_plugin.telemetry.tensor_stats import HIGHEST_EXPONENT, LOWEST_EXPONENT, TensorStats
 
 _CHUNK = 2**22

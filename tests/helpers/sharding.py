@@ -13,7 +13,7 @@ from torch.nn import Module
 from torch.utils.data import DataLoader, TensorDataset
 
 from mp_plugin import AdaptivePrecision, LossScaling
-from mp_plugin.numerics.grad_stats import local_values
+from mp_plugin.numerics.grad_values import local_values
 from tests.helpers.training import Regression, quiet_trainer, regression_data
 
 FEASIBLE = 512.0

@@ -14,7 +14,9 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from mp_plugin import LossScaling
 from mp_plugin.numerics.clipping import clamp_, scale_to_norm_, squared_norm
-from mp_plugin.numerics.grad_stats import all_finite, grad_amax, settled, unscale_
+from mp_plugin.numerics.finite_grads import all_finite, grad_amax
+from mp_plugin.numerics.grad_values import settled
+from mp_plugin.numerics.unscale import unscale_
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import gradients
 from tests.helpers.ranks import run_on_ranks

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.grad_stats import all_finite, grad_amax, largest_magnitude, local_values, unscale_
+from mp_plugin.numerics.finite_grads import all_finite, grad_amax, largest_magnitude
+from mp_plugin.numerics.grad_values import local_values
+from mp_plugin.numerics.unscale import unscale_
 
 INF, NAN = math.inf, math.nan
 
