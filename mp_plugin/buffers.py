@@ -79,6 +79,26 @@ class LastGoodBuffers:
         self._put_back(self._slots)
 
     @torch.no_grad()
+    def restore_where(self, found_inf: Tensor) -> None:
+        """Put the copy back where `found_inf` is above 0, a 0-d tensor on any device: no sync, four launches per group.
+
+        A buffer that was replaced by another tensor keeps that one, with the values of the copy.
+        """
+        groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = defaultdict(
+            lambda: ([], [])
+        )
+        for slot in self._slots:
+            copy = self._copies.get(id(slot.buffer))
+            if copy is not None and slot.is_in_shape() and _is_writable(slot.now):
+                now, good = groups[slot.now.device, slot.now.dtype]
+                now.append(slot.now)
+                good.append(copy)
+        for (device, _), (now, good) in groups.items():
+            is_lost = found_inf.to(device) > 0
+            kept = torch.split(torch.where(is_lost, _flat(good), _flat(now)), [buffer.numel() for buffer in now])
+            torch._foreach_copy_(now, [values.view_as(buffer) for values, buffer in zip(kept, now, strict=True)])
+
+    @torch.no_grad()
     def restore_non_finite(self) -> None:
         """Put back only those buffers that hold a NaN or an Inf now; the others keep what they learned. Syncs once."""
         kinds: dict[tuple[torch.device, torch.dtype], list[_Slot]] = defaultdict(list)
@@ -148,6 +168,10 @@ class _Slot(NamedTuple):
             return False
         buffer = self.buffers[self.name]
         return buffer is not None and _is_dense(buffer) and buffer.shape == self.shape
+
+
+def _flat(buffers: list[Tensor]) -> Tensor:
+    return torch.cat([buffer.reshape(-1) for buffer in buffers])
 
 
 def _is_dense(buffer: Tensor) -> bool:

@@ -7,11 +7,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from mp_plugin.hooks import may_edit_after_backward, may_edit_gradients
+from mp_plugin.hooks import may_edit_after_backward
 from mp_plugin.instance import replace_attribute
 from mp_plugin.optimizers import raise_vanishing_eps_
 from mp_plugin.report_incident import console_of
-from mp_plugin.scaling.verdict import gather
+from mp_plugin.scaling.unseen_step import settle
 from mp_plugin.telemetry.table import summary_table
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class PrecisionMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self.plugin.guard.looks_twice = any(gather(may_edit_gradients(pl_module)))
+        if self.plugin.planner is not None:
+            self.plugin.planner.start()
         if self.plugin.start is not None:
             self.plugin.start.may_edit_after_backward = may_edit_after_backward(pl_module)
         # Only here have optimizers their final settings: a checkpoint is loaded after they are built.
@@ -62,6 +63,7 @@ class PrecisionMonitor(Callback):
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        settle(self.plugin.guard, pl_module)
         self.plugin.sampler.finish()
         self._end(trainer, "finished")
 

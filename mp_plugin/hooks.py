@@ -20,6 +20,11 @@ def may_edit_gradients(module: "pl.LightningModule") -> bool:
     )
 
 
+def may_look_at_gradients(module: "pl.LightningModule") -> bool:
+    """Whether the module does something of its own where Lightning clips."""
+    return is_overridden("clip_gradients", module)
+
+
 def may_edit_after_backward(module: "pl.LightningModule") -> bool:
     """Whether the module or a callback does something of its own right after the backward pass."""
     callbacks = module.trainer.callbacks  # type: ignore[attr-defined]

@@ -221,9 +221,11 @@ class LayerFallback:
     def _may_move(self, module: Module, names: set[str]) -> bool:
         return is_within(share_of(module, names), members=len(names), max_fraction=self.config.max_fraction)
 
-    def sample(self, module: "pl.LightningModule", scaler: LossScaler | None, *, step: int) -> None:
-        """Look at unscaled, finite gradients before they are clipped, if it is time to."""
-        self.sampler.sample(module, scaler, step=step, fp32_layers=self.names)
+    def sample(
+        self, module: "pl.LightningModule", scaler: LossScaler | None, *, step: int, carried_scale: float
+    ) -> None:
+        """Look at finite gradients, divided by the scale they carry, before they are clipped, if it is time to."""
+        self.sampler.sample(module, scaler, step=step, fp32_layers=self.names, carried_scale=carried_scale)
 
     def step_over(self, *, step: int, taken: bool) -> None:
         """Note that an optimizer step was taken or skipped: layers in FP32 for its batch alone go back now.

@@ -27,7 +27,7 @@ from mp_plugin.telemetry.compiled_code import may_be_compiled
 from mp_plugin.telemetry.layer_probes import LayerProbes, sampled_layers
 from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
 from mp_plugin.telemetry.sample_budget import SampleBudget
-from mp_plugin.telemetry.sample_rows import Found, SampleRows, merged
+from mp_plugin.telemetry.sample_rows import SampleRows, in_order, merged
 from mp_plugin.telemetry.stats_row import stats_row
 from mp_plugin.telemetry.stopwatch import Stopwatch
 from mp_plugin.telemetry.training_clock import TrainingClock
@@ -109,7 +109,7 @@ class LayerSampler:
         metrics = {each for part in module.modules() if isinstance(part, Metric) for each in part.modules()}
         layers = {name: each for name, each in sampled_layers(module).items() if each not in metrics}
         # With those that are not looked at, too: some have parameters that others use.
-        self._order = {name: place for place, name in enumerate(layers_by_name(module))}
+        self._order = [*layers_by_name(module)]
         self._probes = LayerProbes(
             module, layers, self._take, with_gradients=self._telemetry.gradients, stopwatch=self._stopwatch
         )
@@ -133,7 +133,7 @@ class LayerSampler:
         if not self.is_on or start.is_rehearsing:
             return nullcontext()
         self.clock.go()
-        if self._sample is None and self._guard.record.steps >= self._next_step:
+        if self._sample is None and self._guard.step_index >= self._next_step:
             self._begin(start)
         sample = self._sample
         if sample is None or sample.is_rehearsed or not self._telemetry.activations or not start.window:
@@ -149,8 +149,14 @@ class LayerSampler:
             return nullcontext()
         return self._probes.backward()
 
-    def look(self, start: StepStart | None, optimizer: Optimizer) -> None:
-        """Look at unscaled, finite gradients before they are clipped, if this step is sampled; all ranks together."""
+    def look(self, start: StepStart | None, optimizer: Optimizer, *, carried_scale: float = 1.0) -> None:
+        """Look at gradients before they are clipped, if this step is sampled; all ranks together.
+
+        Args:
+            start: where the step began.
+            optimizer: whose gradients.
+            carried_scale: what they are still multiplied by.
+        """
         sample = self._sample
         if sample is None:
             return
@@ -158,7 +164,7 @@ class LayerSampler:
             sample.optimizers.add(id(optimizer))
             with self._stopwatch, self._unharmed():
                 for layer, gradient in held_gradients(self._module, optimizer):
-                    self._take(layer, TensorKind.parameter_gradient, gradient)
+                    self._take(layer, TensorKind.parameter_gradient, gradient, carried_scale=carried_scale)
         self._rehearse_once(sample, start)
 
     def step_over(self, start: StepStart | None) -> None:
@@ -181,12 +187,12 @@ class LayerSampler:
 
     def _goes_on(self, sample: _Sample) -> bool:
         """Whether no optimizer has stepped yet, in manual optimization: the next batch belongs to the same step."""
-        has_stepped = self._module.automatic_optimization or self._guard.record.steps > sample.step
+        has_stepped = self._module.automatic_optimization or self._guard.step_index > sample.step
         # Optimizers that step behind the back of Lightning are not counted.
         return not has_stepped and len(sample.batches) < MOST_BATCHES
 
     def _begin(self, start: StepStart) -> None:
-        step = self._guard.record.steps
+        step = self._guard.step_index
         every = self._telemetry.every_n_steps
         self._next_step = (step // every + 1) * every
         if step < self._next_question:
@@ -228,19 +234,21 @@ class LayerSampler:
                     with self._probes.backward(is_eager=True):
                         self._module.backward(loss if scaler is None else scaler.scale(loss))
 
-    def _take(self, layer: str, kind: TensorKind, values: Tensor) -> None:
+    def _take(self, layer: str, kind: TensorKind, values: Tensor, *, carried_scale: float | None = None) -> None:
         sample = self._sample
         if sample is None or (layer, kind) in self._has_failed:
             return
         scale = 1.0 if kind is TensorKind.activation else self._guard.loss_scale
         sample.loss_scales[kind] = scale
+        if carried_scale is None:
+            carried_scale = scale  # activations carry none, and their gradients that of the loss
         try:
             # A mode of the model's own, as of selective checkpoints, would take these operators for the model's.
             with self._stopwatch, torch.no_grad(), _disable_current_modes():
                 row = stats_row(
                     values,
                     compute=FORMATS[self._compute_dtype],
-                    carried_scale=scale if kind is TensorKind.activation_gradient else 1.0,  # others are unscaled
+                    carried_scale=carried_scale,
                     loss_scale=scale,
                     histogram=self._telemetry.histograms,
                 )
@@ -269,30 +277,17 @@ class LayerSampler:
             found = merged(gather(sample.rows.found()))
             if found and self._module.trainer.is_global_zero:
                 with self._unharmed():
-                    self.report(self._samples(sample, found), sample.tracker_step)
+                    samples = in_order(
+                        found,
+                        order=self._order,
+                        step=sample.step,
+                        compute_dtype=self._compute_dtype,
+                        loss_scales=sample.loss_scales,
+                    )
+                    self.report(samples, sample.tracker_step)
         seconds = self._stopwatch.read()
         self.budget.took(seconds - self._seconds_before, saw_something=bool(found))
         self._seconds_before = seconds
-
-    def _samples(self, sample: _Sample, found: Found) -> list[LayerSample]:
-        last = len(self._order)
-        return [
-            LayerSample(
-                step=sample.step,
-                layer=layer,
-                kind=kind,
-                dtype=dtype,
-                compute_dtype=self._compute_dtype,
-                loss_scale=sample.loss_scales.get(kind, 1.0),
-                stats=stats,
-            )
-            for (layer, kind), (dtype, stats) in sorted(
-                found.items(), key=lambda item: (self._order.get(item[0][0], last), _KINDS.index(item[0][1]))
-            )
-        ]
-
-
-_KINDS = [*TensorKind]
 
 
 def _ignore(*_: Any) -> None:

@@ -27,7 +27,10 @@ from mp_plugin.run_connections import connect_run
 from mp_plugin.run_view import RunView
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.step_plan import StepPlan
+from mp_plugin.scaling.unseen_step import settle
 from mp_plugin.step import take_step
+from mp_plugin.step_planner import StepPlanner
 from mp_plugin.step_start import StepStart
 from mp_plugin.strategies import lightning_module, refuse_strategy
 
@@ -39,7 +42,8 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
     concerned are named, and all ranks together either run the batch again at a lower loss scale, in `16-mixed`, or skip
     the step: the weights stay, buffers go back to their last good values, LR schedulers hold, and the skip is counted.
     Gradients are unscaled before `on_before_optimizer_step` and before clipping, for fused optimizers too; both are
-    left out of a step that is skipped. One host sync per step on an accelerator, none on the CPU.
+    left out of a step that is skipped. Where nobody looks at them in between, one pass does both, or the fused
+    optimizer. One host sync per step on an accelerator, none with a fused optimizer; none on the CPU.
 
     Args:
         precision: `32-true`, `tf32`, `bf16-mixed`, `16-mixed`, `bf16-true` or `16-true`; short `fp32`, `bf16`, `fp16`.
@@ -48,6 +52,9 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         fallback: which layers run in FP32, by rule or by proof; None for none beyond autocast's own rules.
         telemetry: how much is found out about an incident, and where it is kept; None for the defaults.
         device: autocast device type; None for the trainer's.
+        exact: whether each step's verdict is known before it is taken. False: with a fused optimizer whose gradients
+            nobody looks at, the device decides and the host learns of it one step later; an overflowed batch is skipped
+            and not run again. None: so, where waiting costs something, after 16 clean steps at one loss scale.
 
     Raises:
         ConfigError: for an unknown precision, or a loss scale for a precision that needs none.
@@ -69,6 +76,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         fallback: Fallback | None = None,
         telemetry: Telemetry | None = None,
         device: str | None = None,
+        exact: bool | None = None,
     ) -> None:
         self.mode = parse_mode(precision)
         if scaling is not None and not isinstance(scaling, LossScaling):
@@ -79,6 +87,8 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             raise ConfigError(f"fallback={fallback!r} is not accepted; accepted: a Fallback, or None.")
         if telemetry is not None and not isinstance(telemetry, Telemetry):
             raise ConfigError(f"telemetry={telemetry!r} is not accepted; accepted: a Telemetry, or None.")
+        if exact is not None and not isinstance(exact, bool):
+            raise ConfigError(f"exact={exact!r} is not accepted; accepted: True, False, or None.")
         if device is not None:
             check_device(self.mode, device)
         # The name that Lightning and other callbacks know; they have none for TF32.
@@ -94,7 +104,9 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         self._device_type = device or "cpu"
         self._undo: list[Callable[[], None]] = []
         self._is_fitting = True
+        self.exact = exact
         self.start: StepStart | None = None  # during a fit
+        self.planner: StepPlanner | None = None  # likewise
         self.formats: FormatReport | None = None  # likewise
 
     def __repr__(self) -> str:
@@ -141,7 +153,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             self.scaler.finish()
         self.guard.forget_losses()
         self.explainer.live = None
-        self._is_fitting, self.start, self.formats = True, None, None
+        self._is_fitting, self.start, self.planner, self.formats = True, None, None, None
         super().teardown()
 
     # Forward.
@@ -216,15 +228,18 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Optimizer, model: "pl.LightningModule", closure: Callable[[], Any], **kwargs: Any
     ) -> Any:
-        def after_closure() -> None:
-            if self.layer_fallback.may_act:
-                self.layer_fallback.sample(model, self.scaler, step=self.guard.record.steps)
-            self.sampler.look(self.start, optimizer)
-            self._after_closure(model, optimizer)
+        def after_closure(plan: StepPlan) -> None:
+            carried_scale = self.loss_scale if plan.is_unattended else 1.0
+            if self.layer_fallback.may_act and plan.is_exact:
+                step = self.guard.step_index
+                self.layer_fallback.sample(model, self.scaler, step=step, carried_scale=carried_scale)
+            self.sampler.look(self.start, optimizer, carried_scale=carried_scale)
+            if not plan.is_unattended:
+                self._after_closure(model, optimizer)
 
         steps = self.effective_step
         helpers = (self.guard, self.explainer, self.layer_fallback, self.start)
-        output = take_step(*helpers, optimizer, model, closure, after_closure, **kwargs)
+        output = take_step(*helpers, self.planner, optimizer, model, closure, after_closure, **kwargs)
         self.explainer.stepped()
         if model.automatic_optimization:
             self._end_step(taken=self.effective_step > steps)
@@ -257,6 +272,8 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        if self.start is not None:
+            settle(self.guard, self.start.module)
         fallback = (self.layer_fallback.state, self.precision_map)
         return pack(self.mode.name, self.scaler, self.guard.record, *fallback)
 

@@ -15,6 +15,7 @@ from mp_plugin.optimizers import refuse_what_cannot_be_scaled
 from mp_plugin.report_incident import IncidentReporter
 from mp_plugin.run_recording import RunRecording
 from mp_plugin.schedulers import hold_on_skips
+from mp_plugin.step_planner import StepPlanner
 from mp_plugin.step_start import StepStart
 from mp_plugin.strategies import tell_of_each_batch
 
@@ -53,6 +54,7 @@ def connect_run(
         is_traced=plugin.telemetry.max_traced > 0,
         remembers_counts=fallback.may_act,
     )
+    plugin.planner = StepPlanner(plugin, module)
     undo.append(tell_of_each_batch(trainer.strategy, plugin.start))
     monitor = PrecisionMonitor(plugin, recording)
     trainer.callbacks.insert(0, monitor)  # type: ignore[attr-defined]

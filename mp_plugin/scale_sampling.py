@@ -42,17 +42,24 @@ class ScaleSampler:
         self.window, self._next_step = None, 0
 
     def sample(
-        self, module: "pl.LightningModule", scaler: LossScaler | None, *, step: int, fp32_layers: tuple[str, ...]
+        self,
+        module: "pl.LightningModule",
+        scaler: LossScaler | None,
+        *,
+        step: int,
+        fp32_layers: tuple[str, ...],
+        carried_scale: float = 1.0,
     ) -> None:
-        """Call with unscaled, finite gradients, before they are clipped; all ranks together.
+        """Call with finite gradients, before they are clipped; all ranks together.
 
         Takes a sample if it is time to, or if other layers are in FP32 than before.
 
         Args:
-            module: whose gradients, those of optimizers whose gradients are unscaled.
+            module: whose gradients, those of optimizers about to step.
             scaler: whose limits the window keeps; None where no loss is scaled.
             step: optimizer steps tried before this one.
             fp32_layers: layers whose gradients need no loss scale.
+            carried_scale: what the gradients are still multiplied by.
         """
         is_due = step >= self._next_step or fp32_layers != self._fp32_layers
         if scaler is None or not self._every_n_steps or not is_due:
@@ -62,7 +69,7 @@ class ScaleSampler:
         unscaled = [optimizer for optimizer in module.trainer.optimizers if scaler.is_unscaled(optimizer)]
         theirs = {id(each) for optimizer in unscaled for group in optimizer.param_groups for each in group["params"]}
         # With a sharded model each rank has seen a part.
-        self.window = self._window(gather(_ranges(module, fp32_layers, theirs)), scaler)
+        self.window = self._window(gather(_ranges(module, fp32_layers, theirs, carried_scale)), scaler)
 
     def look(
         self,
@@ -112,7 +119,10 @@ class ScaleSampler:
 
 
 def _ranges(
-    module: "pl.LightningModule", fp32_layers: tuple[str, ...], parameters: Collection[int] | None = None
+    module: "pl.LightningModule",
+    fp32_layers: tuple[str, ...],
+    parameters: Collection[int] | None = None,
+    carried_scale: float = 1.0,
 ) -> dict[str, TensorStats]:
     """Return the ranges of the gradients of a module, or of those of its parameters with these identities."""
     grads = [
@@ -120,7 +130,8 @@ def _ranges(
         for name, parameter in module.named_parameters()
         if parameter.grad is not None and (parameters is None or id(parameter) in parameters)
     ]
-    return gradient_ranges([(layer, grad) for layer, grad in grads if not _is_inside(layer, fp32_layers)])
+    outside = [(layer, grad) for layer, grad in grads if not _is_inside(layer, fp32_layers)]
+    return gradient_ranges(outside, carried_scale=carried_scale)
 
 
 def _ranges_in_fp32(start: StepStart, fp32_layers: tuple[str, ...]) -> dict[str, TensorStats]:

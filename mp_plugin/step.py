@@ -10,8 +10,12 @@ from torch.optim import Optimizer
 from mp_plugin.explain import Explainer, repeated
 from mp_plugin.layer_fallback import LayerFallback
 from mp_plugin.retry import known_at_first, may_run_again, run_again, run_earlier_batches
-from mp_plugin.scaling.guard import NOT_EXPLAINED, Explanation, StepGuard, Where
+from mp_plugin.scaling.guard import NOT_EXPLAINED, Explanation, StepGuard
+from mp_plugin.scaling.step_plan import SEPARATE, StepPlan
+from mp_plugin.scaling.unseen_step import settle, step_unseen
 from mp_plugin.scaling.verdict import has_other_ranks
+from mp_plugin.scaling.where import Where
+from mp_plugin.step_planner import StepPlanner
 from mp_plugin.step_start import StepStart
 from mp_plugin.telemetry.events import Action, Cause, Incident
 
@@ -26,10 +30,11 @@ def take_step(
     explainer: Explainer,
     fallback: LayerFallback,
     start: StepStart | None,
+    planner: StepPlanner | None,
     optimizer: Optimizer,
     model: "pl.LightningModule",
     closure: Callable[[], Any],
-    after_closure: Callable[[], None],
+    after_closure: Callable[[StepPlan], None],
     **kwargs: Any,
 ) -> Any:
     """Step an optimizer if its gradients are finite, if need be those of another run of the batch; else skip the step.
@@ -39,10 +44,12 @@ def take_step(
         explainer: finds out why gradients are not finite.
         fallback: finds layers that cure the step in FP32.
         start: where the step began, to go back to; None outside a fit.
+        planner: tells, once there are gradients, how the step is made; None outside a fit.
         optimizer: what steps.
         model: whose step it is.
         closure: the forward and backward pass; in manual optimization it does nothing.
-        after_closure: what follows a backward pass with finite gradients: hooks and clipping.
+        after_closure: what follows a backward pass with finite gradients: samples, and on the separate route hooks
+            and clipping.
         kwargs: for the optimizer's own `step`.
 
     Returns:
@@ -59,7 +66,16 @@ def take_step(
     # A user's own optimizer_step may have called the closure already, and hands over an empty one.
     is_whole = start is not None and start.forward_passes > forward_passes
     was_unscaled = guard.scaler is not None and guard.scaler.is_unscaled(optimizer)
-    verdict = guard.verdict(optimizer)
+    settle(guard, model)
+    # What is unscaled already cannot be folded any more.
+    plan = SEPARATE if planner is None or was_unscaled else planner.plan(optimizer)
+    if not plan.is_exact and start is not None and result is not None:
+        after_closure(plan)
+        undo = start.buffers.restore_where
+        return step_unseen(
+            guard, optimizer, plan, known_at_first(result, closure), where=where, on_overflow=undo, **kwargs
+        )
+    verdict = guard.verdict(optimizer, plan)
     explanation, scale_is_to_blame, is_retried = NOT_EXPLAINED, False, False
 
     def run_once_more(incident: Incident) -> None:
@@ -75,7 +91,7 @@ def take_step(
             if not has_other_ranks():
                 guard.conclude(incident, cured=False)
             raise
-        verdict = guard.verdict(optimizer)
+        verdict = guard.verdict(optimizer, plan)
         guard.conclude(incident, cured=not verdict.overflowed)
 
     if verdict.overflowed:
@@ -101,7 +117,8 @@ def take_step(
         explanation = repeated(explanation)
 
     def spoiled_by_a_hook() -> bool:
-        after_closure()
+        after_closure(plan)
+        guard.unscale_and_clip_(verdict)
         # A user who clips by hand may edit what was unscaled for it, in the training step itself.
         return (guard.looks_twice or was_unscaled) and guard.look_again(optimizer)
 
@@ -119,8 +136,10 @@ def take_step(
     def again() -> Any:
         # LBFGS and SAM call the closure again, with the weights already moved: too late to skip the step, so gradients
         # that overflow now count as zero.
+        nonlocal verdict
         result = closure()
-        if guard.verdict(optimizer).overflowed:
+        verdict = guard.verdict(optimizer, plan)
+        if verdict.overflowed:
             why = explainer.explain(optimizer, model, start)
             guard.zero_(optimizer, model, where, why)
         elif spoiled_by_a_hook():

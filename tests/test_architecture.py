@@ -21,6 +21,7 @@ FLOORS = (
     {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks", "alerts"}
     | {
         "step_start",
+        "step_planner",
         "rehearsal",
         "finding",
         "live_trace",

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from mp_plugin.numerics.grad_values import device_of, grouped, local_values
 
+SMALL = 4096
+"""Values of a gradient below which a launch of its own costs more, on a CPU, than what is done with them."""
+
 
 def grad_amax(grads: Sequence[Tensor]) -> Tensor:
     r"""Largest magnitude of each gradient, with NaN and Inf kept apart.
@@ -64,4 +67,14 @@ def largest_magnitude(grads: Sequence[Tensor]) -> Tensor:
 
 def _amax_by_group(values: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
     for indices in grouped(values):
-        yield indices, torch.stack(torch._foreach_norm([values[i] for i in indices], float("inf")))
+        group = [values[i] for i in indices]
+        if group[0].device.type != "cpu":
+            yield indices, torch.stack(torch._foreach_norm(group, float("inf")))
+            continue
+        # On a CPU the infinity norm is not vectorised: smallest and largest together take a sixth of its time.
+        for place, value in zip(indices, group, strict=True):
+            if value.numel() >= SMALL:
+                yield [place], torch.stack(value.aminmax()).abs().amax().reshape(1)
+        small = [place for place in indices if values[place].numel() < SMALL]
+        if small:
+            yield small, torch.stack(torch._foreach_norm([values[i] for i in small], float("inf")))

@@ -13,6 +13,8 @@ def local_values(grad: Tensor) -> Tensor:
     A sparse gradient gives its values (the caller coalesces it first), a distributed one its local part, a complex one
     its real and imaginary parts.
     """
+    if type(grad) is Tensor and grad.layout is torch.strided and not grad.is_complex():
+        return grad  # most are, and there may be ten thousand
     grad = local_part(grad)
     values = grad._values() if grad.is_sparse else grad
     if values.is_complex():

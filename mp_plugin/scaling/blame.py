@@ -1,6 +1,7 @@
 """Which parameters are not finite: names, over all ranks. For incidents only, as it reads everything once more."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,6 +38,20 @@ def blame_gradients(optimizer: Optimizer, model: Module, *, rank: int) -> Blame:
     return merge(found, first_rank=rank if len(found) == 1 else 0)
 
 
+def blame_marks(parameters: Sequence[Tensor], marks: Tensor | None, model: Module, *, rank: int) -> Blame:
+    """Find the parameters whose gradient was not finite, by numbers that are not; all ranks together. One sync.
+
+    Args:
+        parameters: that had gradients.
+        marks: a number for each; None where nobody knows.
+        model: knows their names.
+        rank: this process.
+    """
+    values = [0.0] * len(parameters) if marks is None else marks.tolist()
+    found = gather(_named(parameters, values, model))
+    return merge(found, first_rank=rank if len(found) == 1 else 0)
+
+
 def blame_weights(optimizer: Optimizer, model: Module) -> Blame:
     """Find the parameters that are not finite themselves; all ranks together. One read, one sync."""
     parameters = _parameters(optimizer)
@@ -58,9 +73,13 @@ def merge(found: list[dict[str, bool]], *, first_rank: int = 0) -> Blame:
 
 
 def _not_finite(parameters: list[Tensor], tensors: list[Tensor], model: Module) -> dict[str, bool]:
+    return _named(parameters, grad_amax(tensors).tolist(), model)
+
+
+def _named(parameters: Sequence[Tensor], amax: list[float], model: Module) -> dict[str, bool]:
     names = {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}
-    amax = zip(parameters, grad_amax(tensors).tolist(), strict=True)
-    return {names.get(id(p), "unnamed"): math.isnan(value) for p, value in amax if not math.isfinite(value)}
+    found = zip(parameters, amax, strict=True)
+    return {names.get(id(p), "unnamed"): math.isnan(value) for p, value in found if not math.isfinite(value)}
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

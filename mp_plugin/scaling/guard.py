@@ -2,22 +2,30 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from mp_plugin.config import AtMinScale, Policy
-from mp_plugin.errors import TrainingDivergedError
-from mp_plugin.numerics.finite_grads import all_finite
-from mp_plugin.scaling.blame import blame_gradients
+from mp_plugin.config import AtMinScale
+from mp_plugin.numerics.grad_totals import grad_totals
+from mp_plugin.scaling.blame import Blame, blame_gradients
+from mp_plugin.scaling.clean_steps import CleanSteps
+from mp_plugin.scaling.hopeless import stop_if_hopeless
+from mp_plugin.scaling.late_verdict import LateVerdict
 from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.skip_action import choose_action
+from mp_plugin.scaling.skip_words import consequence
+from mp_plugin.scaling.step_plan import SEPARATE, StepPlan
+from mp_plugin.scaling.unattended import UnattendedGradients
 from mp_plugin.scaling.verdict import Verdict, agree, gradients, home_device
+from mp_plugin.scaling.where import Where
 from mp_plugin.telemetry.cause import is_beyond_any_scale
 from mp_plugin.telemetry.events import Action, Cause, Incident
 from mp_plugin.telemetry.record import RunRecord
@@ -33,15 +41,6 @@ Explanation = dict[str, Any]
 NOT_EXPLAINED: Explanation = {}
 
 
-class Where(NamedTuple):
-    """Which batch, which optimizer, on which process."""
-
-    batch_idx: int
-    rank: int
-    optimizer_idx: int = 0
-    """Its place in the trainer's list."""
-
-
 class StepGuard:
     """Decide for each optimizer step whether it may happen, and keep the record of those that did not.
 
@@ -54,8 +53,12 @@ class StepGuard:
         self.scaler = scaler
         self.dtype = dtype
         self.record = RunRecord()
+        self._unattended: UnattendedGradients | None = None
         self.looks_twice = False
         """Whether somebody on some rank may edit gradients between the verdict and the step."""
+        self.outstanding: LateVerdict | None = None
+        """Of the newest step, if nobody knows yet whether it was taken."""
+        self.clean_steps = CleanSteps()
         self.losses: list[Tensor] = []
         """Of the gradients that nobody has stepped with yet, before scaling."""
         self.report: Callable[[Incident], None] = _ignore
@@ -66,17 +69,30 @@ class StepGuard:
         """What the next loss is multiplied by; 1.0 without loss scaling. No sync."""
         return self.scaler.get_scale() if self.scaler is not None else 1.0
 
+    @property
+    def step_index(self) -> int:
+        """How many optimizer steps were tried before the next one."""
+        return self.record.steps + (self.outstanding is not None)
+
     def start_afresh(self) -> None:
         """Forget everything that happened."""
         self.record = RunRecord()
+        self.outstanding, self.clean_steps = None, CleanSteps()
         if self.scaler is not None:
             self.scaler.restart()
 
-    def verdict(self, optimizer: Optimizer) -> Verdict:
-        """Unscale the gradients, unless somebody has since the last step, and tell whether they are finite.
+    def verdict(self, optimizer: Optimizer, plan: StepPlan = SEPARATE) -> Verdict:
+        """Tell whether the gradients are finite; unscale them, unless somebody has since the last step or need not.
 
-        One pass over the gradients, one host sync; all ranks together.
+        One pass over the gradients, one host sync (none on the CPU); all ranks together.
         """
+        if plan.is_unattended:
+            self._unattended = UnattendedGradients(optimizer, plan, self.scaler)
+            verdict = self._unattended.agree()
+            if self.scaler is not None:
+                self.scaler.take(optimizer, verdict)
+            return verdict
+        self._unattended = None
         if self.scaler is not None:
             return self.scaler.verdict(optimizer)
         return agree(_found_inf(optimizer), has_gradients=bool(gradients(optimizer)))
@@ -87,6 +103,11 @@ class StepGuard:
         One read, one host sync; all ranks together.
         """
         return agree(_found_inf(optimizer), has_gradients=True).overflowed
+
+    def unscale_and_clip_(self, verdict: Verdict) -> None:
+        """Unscale and clip gradients that are finite in one pass, where the plan of their verdict says so."""
+        if self._unattended is not None:
+            self._unattended.unscale_and_clip_(verdict)
 
     def step(
         self,
@@ -103,10 +124,12 @@ class StepGuard:
         step = optimizer.step if self.scaler is None else partial(self.scaler.step, optimizer)
         if _takes_closure(type(optimizer).step):
             kwargs["closure"] = closure
-        output = step(**kwargs)
+        with nullcontext() if self._unattended is None else self._unattended.folding(verdict):
+            output = step(**kwargs)
         self.record.skips_by_optimizer.pop(where.optimizer_idx, None)
         if verdict.has_gradients:
             self.record.took_step(scale, retried=retried)
+        self.clean_steps.another(self.loss_scale)
         return output
 
     @property
@@ -124,7 +147,7 @@ class StepGuard:
         """Whether this overflow is the one at the lowest loss scale that `at_min_scale=fallback` waits for."""
         if self.scaler is None or self.scaler.config.at_min_scale is not AtMinScale.fallback:
             return False
-        return self.scaler.state_if_overflowed().overflows_at_floor >= self._patience
+        return self.scaler.state_if_overflowed().overflows_at_floor >= self.patience
 
     def saw_loss(self, loss: Tensor) -> None:
         """Remember a loss, before it is scaled, until its gradients are used. No sync."""
@@ -142,14 +165,18 @@ class StepGuard:
     def back_off(self, optimizer: Optimizer, model: Module, where: Where, explanation: Explanation) -> Incident:
         """Record the overflow and lower the scale at once, so that the batch can be run again."""
         assert self.scaler is not None, "only a loss scale can be lowered"
-        incident = self.note(optimizer, model, where, explanation, action=Action.retry)
+        incident = self.note(
+            blame_gradients(optimizer, model, rank=where.rank), where, explanation, action=Action.retry
+        )
         self.scaler.step(optimizer)  # which skips it, and is ready for the gradients of the next run
         self.scaler.update(run_again=True)
         return incident
 
     def fall_back(self, optimizer: Optimizer, model: Module, where: Where, explanation: Explanation) -> Incident:
         """Record the overflow, whose culprits run in FP32 now, so that the batch can be run again at the same scale."""
-        incident = self.note(optimizer, model, where, explanation, action=Action.fallback)
+        incident = self.note(
+            blame_gradients(optimizer, model, rank=where.rank), where, explanation, action=Action.fallback
+        )
         if self.scaler is not None:
             self.scaler.discard(optimizer)
         return incident
@@ -176,35 +203,35 @@ class StepGuard:
         Raises:
             TrainingDivergedError: when the weights are not finite already, or too many steps in a row were skipped.
         """
-        if not scale_is_to_blame:
-            self.record.skips_by_optimizer[where.optimizer_idx] += 1
-        stays = "" if scale_is_to_blame or self.scaler is None else "not the scale's fault, which stays; "
-        action = self._action(where, scale_is_to_blame, explanation)
-        incident = self.note(optimizer, model, where, explanation, action=action, remark=stays)
-        self.report(incident)
-        self.record.skipped_step(self.loss_scale)
+        blame = blame_gradients(optimizer, model, rank=where.rank)
+        incident = self.count_skip(blame, where, explanation, scale_is_to_blame=scale_is_to_blame)
         if self.scaler is not None and scale_is_to_blame:
             self.scaler.step(optimizer)  # which skips it, and is ready for this optimizer's next gradients
         elif self.scaler is not None:
             self.scaler.discard(optimizer)
-        self._stop_if_weights_are_lost(incident)
-        if incident.action is Action.raise_:
-            raise TrainingDivergedError(
-                f"{incident}; {self._patience} such steps in a row{self._floor if scale_is_to_blame else ''}. The "
-                "weights are those of the last step that was taken. Look at the data, the learning rate and the "
-                f"forward pass{self._remedy(scale_is_to_blame)}. Parameters with {incident.kind} gradients: "
-                f"{', '.join(incident.parameters)}."
-            )
+        stop_if_hopeless(incident, self.scaler, patience=self.patience, scale_is_to_blame=scale_is_to_blame)
+
+    def count_skip(self, blame: Blame, where: Where, explanation: Explanation, *, scale_is_to_blame: bool) -> Incident:
+        """Count a step that was not taken, and tell of it; all ranks together."""
+        if not scale_is_to_blame:
+            self.record.skips_by_optimizer[where.optimizer_idx] += 1
+        stays = "" if scale_is_to_blame or self.scaler is None else "not the scale's fault, which stays; "
+        action = self._action(where, scale_is_to_blame, explanation)
+        incident = self.note(blame, where, explanation, action=action, remark=stays)
+        self.report(incident)
+        self.record.skipped_step(incident.loss_scale)
+        return incident
 
     def zero_(self, optimizer: Optimizer, model: Module, where: Where, explanation: Explanation) -> None:
         """Count overflowed gradients as zero, where the weights have moved already and a skip comes too late."""
-        self.report(self.note(optimizer, model, where, explanation, action=Action.zeroed))
+        self.report(
+            self.note(blame_gradients(optimizer, model, rank=where.rank), where, explanation, action=Action.zeroed)
+        )
         torch._foreach_zero_(gradients(optimizer))
 
     def note(
         self,
-        optimizer: Optimizer,
-        model: Module,
+        blame: Blame,
         where: Where,
         explanation: Explanation,
         *,
@@ -213,9 +240,14 @@ class StepGuard:
     ) -> Incident:
         """Record gradients that are not finite; the first incidents, then ever fewer, also go to the log.
 
-        All ranks together.
+        Args:
+            blame: whose they are.
+            where: they are.
+            explanation: of them.
+            action: what follows.
+            remark: for the log.
         """
-        blame = blame_gradients(optimizer, model, rank=where.rank)
+        self.clean_steps.broken()
         found = {
             "step": self.record.steps,
             "batch_idx": where.batch_idx,
@@ -231,55 +263,25 @@ class StepGuard:
         self.record.saw(incident.loss_scale)
         is_power_of_two = self.record.total_incidents.bit_count() == 1
         if where.rank == 0 and is_power_of_two:
-            log.warning("%s; %s%s.", incident, remark, self._consequence(incident))
+            log.warning("%s; %s%s.", incident, remark, consequence(incident, self.scaler))
         return incident
 
-    def _stop_if_weights_are_lost(self, incident: Incident) -> None:
-        lost = incident.evidence.get("weights")
-        if incident.cause is Cause.weights and lost:
-            raise TrainingDivergedError(
-                f"{incident}; {len(lost)} weights, {lost[0]!r} among them, were not finite before this "
-                "step, so that no later step can be good; go back to an earlier checkpoint."
-            )
-
-    def _consequence(self, incident: Incident) -> str:
-        action = incident.action
-        if action is Action.zeroed:
-            return "gradients of the second closure call zeroed"
-        if action is Action.raise_:
-            return "run stopped"
-        if action is Action.fallback:
-            return f"{', '.join(incident.culprits)} in fp32, batch run again"
-        if self.scaler is None or action not in (Action.backoff, Action.retry):
-            return "step skipped"
-        lowered = f"loss scale lowered to {self.scaler.state_if_overflowed().scale:,.15g}"
-        return f"{lowered}, batch run again" if action is Action.retry else f"step skipped, {lowered}"
-
     @property
-    def _floor(self) -> str:
-        return f", at a loss scale of {self.loss_scale:,.15g} that cannot go lower"
-
-    def _remedy(self, scale_is_to_blame: bool) -> str:
-        if self.scaler is None:
-            return ""
-        bound = "init_scale" if self.scaler.config.policy is Policy.static else "min_scale"
-        lower = f"; a lower LossScaling.{bound} gives the gradients more room" if scale_is_to_blame else ""
-        return f"{lower}; LossScaling(at_min_scale='skip') goes on regardless"
-
-    @property
-    def _patience(self) -> int:
+    def patience(self) -> int:
+        """Skipped steps in a row before a run is given up."""
         return UNSCALED_PATIENCE if self.scaler is None else self.scaler.config.patience
 
     def _action(self, where: Where, scale_is_to_blame: bool, explanation: Explanation) -> Action:
-        if explanation.get("cause") is Cause.weights:
-            return Action.raise_
-        goes_on = self.scaler is not None and self.scaler.config.at_min_scale is AtMinScale.skip
-        if scale_is_to_blame and self.can_back_off:
-            return Action.backoff
-        in_a_row = self.record.skips_by_optimizer[where.optimizer_idx]
-        if self.scaler is not None and scale_is_to_blame:
-            in_a_row = self.scaler.state_if_overflowed().overflows_at_floor
-        return Action.raise_ if in_a_row >= self._patience and not goes_on else Action.skip
+        in_a_row, goes_on = self.record.skips_by_optimizer[where.optimizer_idx], False
+        if self.scaler is not None:
+            goes_on = self.scaler.config.at_min_scale is AtMinScale.skip
+            if scale_is_to_blame:
+                in_a_row = self.scaler.state_if_overflowed().overflows_at_floor
+        return choose_action(
+            weights_are_lost=explanation.get("cause") is Cause.weights,
+            backs_off=scale_is_to_blame and self.can_back_off,
+            is_hopeless=in_a_row >= self.patience and not goes_on,
+        )
 
 
 def _ignore(_: Incident) -> None:
@@ -287,7 +289,7 @@ def _ignore(_: Incident) -> None:
 
 
 def _found_inf(optimizer: Optimizer) -> Tensor:
-    return (~all_finite(gradients(optimizer))).float().to(home_device(optimizer))
+    return grad_totals(gradients(optimizer)).found_inf.to(home_device(optimizer))
 
 
 @lru_cache

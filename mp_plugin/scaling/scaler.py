@@ -1,6 +1,5 @@
 """A loss scaler in the shape of `torch.amp.GradScaler`: state and calls, no decisions."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mp_plugin.checks import is_count, is_number
 from mp_plugin.config import LossScaling, Policy
-from mp_plugin.errors import CheckpointError, ConfigError, UnsupportedError
+from mp_plugin.errors import ConfigError, UnsupportedError
 from mp_plugin.numerics.finite_grads import all_finite, largest_magnitude
 from mp_plugin.numerics.grad_values import local_values
 from mp_plugin.numerics.unscale import unscale_
-from mp_plugin.scaling.predictive import AmaxModel, load_model, save_model
+from mp_plugin.scaling.saved_scale import pack_scale, unpack_scale
 from mp_plugin.scaling.schedule import ScaleState, advance, initial_state
 from mp_plugin.scaling.verdict import NOTHING, Verdict, agree, agree_each, gradients, home_device
 from mp_plugin.scaling.waiting import WaitingGradients, snapshot
@@ -51,7 +49,9 @@ class LossScaler:
         """Return to the first scale and forget every step."""
         self.state = initial_state(self.config)
         # From unscale_ to step: the verdict on each optimizer's gradients, by the optimizer's id.
-        self._unscaled: dict[int, Verdict] = {}
+        self._verdicts: dict[int, Verdict] = {}
+        # What was learned of the step before; the schedule does not know it yet.
+        self._late = NOTHING
         # From step to update: what is known about the gradients of this scale.
         self._stepped: Verdict | None = None
         self._anything_used = False  # gradients of this scale, be it without a word to the schedule
@@ -101,17 +101,28 @@ class LossScaler:
             self._shared.update(map(id, grads))
         amax = largest_magnitude(grads) if self.config.policy is Policy.predictive else None
         verdict = agree(found_inf, has_gradients=bool(grads), amax=amax)
-        self._unscaled[id(optimizer)] = verdict
+        self._verdicts[id(optimizer)] = verdict
         self._waiting.note_again(optimizer)
         return verdict
 
     def is_unscaled(self, optimizer: Optimizer) -> bool:
         """Whether the gradients of this optimizer were unscaled since its last step."""
-        return id(optimizer) in self._unscaled
+        return id(optimizer) in self._verdicts
 
     def verdict(self, optimizer: Optimizer) -> Verdict:
         """Return the verdict on this optimizer's gradients, unscaling them first if nobody has."""
-        return self._unscaled.get(id(optimizer)) or self.unscale_(optimizer)
+        return self._verdicts.get(id(optimizer)) or self.unscale_(optimizer)
+
+    def take(self, optimizer: Optimizer, verdict: Verdict) -> None:
+        """Take over a verdict on gradients that are still scaled; whoever steps with them unscales them."""
+        self._verdicts[id(optimizer)] = verdict
+
+    def learn_late(self, verdict: Verdict) -> None:
+        """Take over the verdict on a step that is over; the schedule learns of it with the next `update`.
+
+        Until then gradients made under the present scale are in use.
+        """
+        self._late = verdict
 
     @contextmanager
     def watch(self, optimizers: Sequence[Optimizer]) -> Iterator[None]:
@@ -156,7 +167,7 @@ class LossScaler:
 
     def discard(self, optimizer: Optimizer) -> None:
         """Drop this optimizer's gradients without a step and without a word to the schedule."""
-        del self._unscaled[id(optimizer)]
+        del self._verdicts[id(optimizer)]
         self._anything_used = True
         self._waiting.forget(optimizer)
 
@@ -204,42 +215,38 @@ class LossScaler:
 
     def finish(self) -> None:
         """Let the schedule learn of the last steps; gradients that nobody stepped with count no more."""
-        self._unscaled.clear()
+        self._verdicts.clear()
         self.update()
 
     def _forget(self) -> None:
-        self._unscaled.clear()
-        self._stepped, self._anything_used = None, False
+        self._verdicts.clear()
+        self._stepped, self._late, self._anything_used = None, NOTHING, False
         self._waiting.clear()
         self._shared.clear()
 
     def _close(self, optimizer: Optimizer) -> None:
-        verdict = self._unscaled.pop(id(optimizer))
+        verdict = self._verdicts.pop(id(optimizer))
         self._stepped = verdict if self._stepped is None else self._stepped | verdict
         self._anything_used = True
         self._waiting.forget(optimizer)
 
     def _next_state(self, *, run_again: bool = False) -> ScaleState:
-        known = reduce(or_, self._unscaled.values(), self._stepped or NOTHING)
-        if not known.has_gradients:
-            return self.state
-        return advance(
-            self.state, overflowed=known.overflowed, config=self.config, amax=known.amax, run_again=run_again
-        )
+        known = reduce(or_, self._verdicts.values(), self._stepped or NOTHING)
+        late = self._late
+        if late.overflowed and known.overflowed:
+            late = NOTHING  # one scale was too high for both
+        state = self.state
+        if late.has_gradients:
+            state = advance(state, overflowed=late.overflowed, config=self.config, amax=late.amax)
+        if known.has_gradients:
+            state = advance(
+                state, overflowed=known.overflowed, config=self.config, amax=known.amax, run_again=run_again
+            )
+        return state
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain numbers that `torch.amp.GradScaler` loads too: the state that `update` would lead to."""
-        state = self._next_state()
-        return {
-            "scale": state.scale,
-            "growth_factor": self.config.growth_factor,
-            "backoff_factor": self.config.backoff_factor,
-            "growth_interval": self.config.growth_interval,
-            "_growth_tracker": state.growth_tracker,
-            "hysteresis_tracker": state.hysteresis_tracker,
-            "overflows_at_floor": state.overflows_at_floor,
-            **save_model(state.model),
-        }
+        return pack_scale(self._next_state(), self.config)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the scale where a `LossScaler` or a `torch.amp.GradScaler` left it.
@@ -249,32 +256,4 @@ class LossScaler:
         Raises:
             CheckpointError: for a missing, unknown or impossible value; nothing is loaded then.
         """
-        if not isinstance(state_dict, dict):
-            raise CheckpointError(f"The loss scaler state is {state_dict!r}; accepted: a dict.")
-        known = set(self.state_dict())
-        if unknown := [key for key in state_dict if key not in known]:
-            raise CheckpointError(f"The loss scaler state has unknown {unknown!r}; accepted: {sorted(known)}.")
-        scale: Any = state_dict.get("scale")
-        if not is_number(scale, lowest=math.nextafter(0, 1)):
-            raise CheckpointError(f"The loss scaler state has scale={scale!r}; accepted: a finite number above 0.")
-        # A GradScaler knows no hysteresis and no floor.
-        counts = {"hysteresis_tracker": self.config.hysteresis, "overflows_at_floor": 0, **state_dict}
-        for key in ("_growth_tracker", "hysteresis_tracker", "overflows_at_floor"):
-            if not is_count(counts.get(key)):
-                raise CheckpointError(
-                    f"The loss scaler state has {key}={counts.get(key)!r}; accepted: a whole number, at least 0."
-                )
-        model = load_model(state_dict)
-        if self.config.policy is not Policy.predictive:
-            model = AmaxModel()  # it would be out of date when a predictive run goes on
-        elif not model.observed:
-            counts["_growth_tracker"] = 0  # it counted something else
-        if self.config.policy is Policy.static:
-            scale = self.config.init_scale
-        self.state = ScaleState(
-            scale=min(max(float(scale), self.config.min_scale), self.config.max_scale),
-            growth_tracker=counts["_growth_tracker"],
-            hysteresis_tracker=min(counts["hysteresis_tracker"], self.config.hysteresis),
-            overflows_at_floor=counts["overflows_at_floor"],
-            model=model,
-        )
+        self.state = unpack_scale(state_dict, self.config)

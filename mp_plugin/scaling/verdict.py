@@ -24,6 +24,8 @@ class Verdict:
     """Some rank has a gradient at all."""
     amax: float = 0.0
     """Largest magnitude of all true gradients, if somebody asked for it; means nothing after an overflow."""
+    norm: float = 0.0
+    """Norm of one rank's gradients before they are unscaled, if somebody asked for it; likewise."""
 
     def __or__(self, other: "Verdict") -> "Verdict":
         """What is known about the gradients of both."""
@@ -31,6 +33,7 @@ class Verdict:
             overflowed=self.overflowed or other.overflowed,
             has_gradients=self.has_gradients or other.has_gradients,
             amax=max(self.amax, other.amax),
+            norm=max(self.norm, other.norm),
         )
 
 
@@ -54,25 +57,45 @@ def gradients(optimizer: Optimizer) -> list[Tensor]:
     return found
 
 
-def agree(found_inf: Tensor, *, has_gradients: bool, amax: Tensor | None = None) -> Verdict:
-    """Combine what every rank found into one verdict: one all-reduce of two numbers, one host sync (none on the CPU).
+def agree(found_inf: Tensor, *, has_gradients: bool, amax: Tensor | None = None, norm: Tensor | None = None) -> Verdict:
+    """Combine what every rank found into one verdict: one all-reduce of four numbers, one host sync (none on the CPU).
 
-    Every rank calls this at the same step or none does. Without other ranks it only reads the number.
+    Every rank calls this, or `ask`, at the same step or none does. Without other ranks it only reads the numbers.
 
     Args:
         found_inf: one element, above 0 if a gradient of this rank is not finite.
         has_gradients: whether this rank has a gradient at all.
         amax: one element, the largest magnitude of this rank's gradients; None on all ranks if nobody needs it.
+        norm: one element, the norm of this rank's gradients as they are; likewise.
     """
-    found = [found_inf.reshape(1).float()] + ([] if amax is None else [amax.reshape(1).to(found_inf).float()])
-    if not has_other_ranks():
-        overflowed, *largest = _read(torch.cat(found) if len(found) > 1 else found_inf)
-        return Verdict(bool(overflowed), has_gradients, *largest)
-    answers = torch.cat([torch.full_like(found[0], float(has_gradients)), *found])
-    answers = answers.to(meeting_place(answers.device, dist.get_backend_config()))
-    dist.all_reduce(answers, op=dist.ReduceOp.MAX)
-    any_gradients, overflowed, *largest = _read(answers)
-    return Verdict(bool(overflowed), bool(any_gradients), *largest)
+    known = [found_inf, *(each for each in (amax, norm) if each is not None)]
+    if has_other_ranks() or any(each.device.type != "cpu" for each in known):
+        return read_answers(ask(found_inf, has_gradients=has_gradients, amax=amax, norm=norm))
+    # What is on the host is read where it lies.
+    largest, total = (0.0 if each is None else float(each.numpy()) for each in (amax, norm))
+    return Verdict(bool(found_inf.numpy()), has_gradients, largest, total)
+
+
+def ask(found_inf: Tensor, *, has_gradients: bool, amax: Tensor | None = None, norm: Tensor | None = None) -> Tensor:
+    """Ask all ranks for what `agree` tells, and leave their answers on the device. No host sync.
+
+    Returns:
+        fp32, `[4]`: whether any rank has gradients and found a NaN or an Inf, the largest magnitude and norm.
+    """
+    found = found_inf.reshape(1).float()
+    numbers = [torch.full_like(found, float(has_gradients)), found]
+    numbers += [torch.zeros_like(found) if each is None else each.reshape(1).to(found) for each in (amax, norm)]
+    answers = torch.cat(numbers)
+    if has_other_ranks():
+        answers = answers.to(meeting_place(answers.device, dist.get_backend_config()))
+        dist.all_reduce(answers, op=dist.ReduceOp.MAX)
+    return answers
+
+
+def read_answers(answers: Tensor) -> Verdict:
+    """Return the verdict that `ask` asked for; waits for it."""
+    has_gradients, overflowed, amax, norm = _read(answers)
+    return Verdict(bool(overflowed), bool(has_gradients), amax, norm)
 
 
 def agree_each(answers: Sequence[bool], optimizers: Sequence[Optimizer]) -> list[bool]:

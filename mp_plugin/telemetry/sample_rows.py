@@ -1,12 +1,13 @@
 """The statistics of one sampled step, on their way from the device to the host."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from mp_plugin.numerics.host_copy import HostCopy
 from mp_plugin.telemetry.census import least_precise
-from mp_plugin.telemetry.layer_sample import TensorKind
+from mp_plugin.telemetry.layer_sample import LayerSample, TensorKind
 from mp_plugin.telemetry.reason import FORMAT_NAMES
 from mp_plugin.telemetry.stats_row import stats_of
 from mp_plugin.telemetry.tensor_stats import TensorStats
@@ -34,8 +35,7 @@ class SampleRows:
     def __init__(self) -> None:
         self._labels: list[tuple[Key, str]] = []
         self._rows: list[Tensor] = []
-        self._host: Tensor | None = None
-        self._is_there: torch.cuda.Event | None = None
+        self._host: HostCopy | None = None
 
     def add(self, layer: str, kind: TensorKind, dtype: torch.dtype, row: Tensor) -> None:
         """Take the statistics of a tensor; a layer may have several of a kind."""
@@ -49,22 +49,13 @@ class SampleRows:
         device = next((row.device for row in self._rows if row.device.type != "cpu"), self._rows[0].device)
         rows = torch.stack([row.to(device) for row in self._rows])
         self._rows.clear()
-        if device.type == "cuda":
-            # Whatever the default device is.
-            self._host = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)
-            self._host.copy_(rows, non_blocking=True)
-            self._is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._is_there.record(torch.cuda.current_stream(device))
-        else:
-            self._host = rows.cpu()
+        self._host = HostCopy(rows)
 
     def found(self) -> Found:
         """Return what was read back; waits for the copy."""
-        if self._is_there is not None:
-            self._is_there.synchronize()
         if self._host is None:  # nothing was there, or could be read
             return {}
-        rows = self._host.tolist()
+        rows = self._host.read().tolist()
         return merged({key: (dtype, stats_of(row))} for (key, dtype), row in zip(self._labels, rows, strict=True))
 
 
@@ -78,3 +69,36 @@ def merged(parts: Iterable[Found]) -> Found:
                 dtype, stats = least_precise([earlier[0], dtype]), earlier[1].merged(stats)
             found[key] = (dtype, stats)
     return found
+
+
+def in_order(
+    found: Found,
+    *,
+    order: Sequence[str],
+    step: int,
+    compute_dtype: str,
+    loss_scales: Mapping[TensorKind, float],
+) -> list[LayerSample]:
+    """Return what was found of a step as samples, by layer and kind.
+
+    Args:
+        found: in the step.
+        order: of the layers; those that are not listed come last.
+        step: optimizer steps before it.
+        compute_dtype: in which the run computes.
+        loss_scales: what values of each kind were multiplied by.
+    """
+    places, kinds = {name: place for place, name in enumerate(order)}, [*TensorKind]
+    keys = sorted(found, key=lambda key: (places.get(key[0], len(places)), kinds.index(key[1])))
+    return [
+        LayerSample(
+            step=step,
+            layer=layer,
+            kind=kind,
+            dtype=found[layer, kind][0],
+            compute_dtype=compute_dtype,
+            loss_scale=loss_scales.get(kind, 1.0),
+            stats=found[layer, kind][1],
+        )
+        for layer, kind in keys
+    ]

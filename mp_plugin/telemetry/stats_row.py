@@ -106,19 +106,23 @@ def _exponents_of(row: Sequence[float]) -> dict[int, int]:
     return {exponent: int(count) for exponent, count in counts if count}
 
 
-def gradient_ranges(named_grads: Iterable[tuple[str, Tensor]]) -> dict[str, TensorStats]:
+def gradient_ranges(named_grads: Iterable[tuple[str, Tensor]], *, carried_scale: float = 1.0) -> dict[str, TensorStats]:
     """Return the statistics of the true gradients under each name, such as that of a layer; several may share one.
 
     With a histogram, and as of fp16. One host sync for all of them.
 
     Args:
         named_grads: gradients in any mix of devices, dtypes and layouts, as `stats_row` takes them.
+        carried_scale: what they are divided by first.
 
     Example:
         >>> gradient_ranges([("head", torch.tensor([0.5, -3.0, 0.0]))])["head"].amax
         3.0
     """
-    rows = [(name, stats_row(grad, compute=FORMATS["fp16"], histogram=True)) for name, grad in named_grads]
+    rows = [
+        (name, stats_row(grad, compute=FORMATS["fp16"], carried_scale=carried_scale, histogram=True))
+        for name, grad in named_grads
+    ]
     if not rows:
         return {}
     device = rows[0][1].device

@@ -20,6 +20,7 @@ WHY_UNTRACED = {
     "off": "beyond max_traced",
     "no closure": "in steps that cannot be run again",
     "not reproduced": "finite when run again",
+    "seen late": "seen when their batch was over",
 }
 """What the evidence of an untraced incident says, in words for the table."""
 

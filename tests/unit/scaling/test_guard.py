@@ -7,8 +7,9 @@ import torch
 
 from mp_plugin.config import LossScaling
 from mp_plugin.errors import TrainingDivergedError
-from mp_plugin.scaling.guard import NOT_EXPLAINED, UNSCALED_PATIENCE, Explanation, StepGuard, Where
+from mp_plugin.scaling.guard import NOT_EXPLAINED, UNSCALED_PATIENCE, Explanation, StepGuard
 from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.where import Where
 from mp_plugin.telemetry.events import Action, Cause, Incident
 
 

@@ -1,0 +1,76 @@
+"""Let a fused optimizer unscale, clip and skip by itself."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+
+def is_foldable(optimizer: Optimizer) -> bool:
+    """Whether an optimizer divides its gradients by `grad_scale` and obeys `found_inf`, before anybody looks at them.
+
+    Those are torch's own fused ones. A subclass with a `step` of its own, a hook before the step or a `step` that was
+    replaced might look at gradients that are still scaled.
+
+    Example:
+        >>> parameters = [torch.nn.Parameter(torch.ones(2))]
+        >>> is_foldable(torch.optim.SGD(parameters, fused=True)), is_foldable(torch.optim.SGD(parameters))
+        (True, False)
+    """
+    step: Any = vars(optimizer).get("step")
+    return (
+        getattr(optimizer, "_step_supports_amp_scaling", False)
+        and type(optimizer).step.__module__.startswith("torch.optim.")
+        # A scheduler of torch wraps the step to count it.
+        and (step is None or hasattr(step, "_wrapped_by_lr_sched"))
+        and not optimizer._optimizer_step_pre_hooks
+        and not torch_optimizer._global_optimizer_pre_hooks
+    )
+
+
+def are_plain(grads: Sequence[Tensor]) -> bool:
+    """Whether gradients are plain, dense and of a format that can be unscaled: neither sharded, sparse nor fp16."""
+    return all(
+        type(grad) is Tensor and grad.layout is torch.strided and grad.dtype in (torch.float32, torch.bfloat16)
+        for grad in grads
+    )
+
+
+def may_fold(grads: Sequence[Tensor]) -> bool:
+    """Whether plain gradients are all fp32 and on one device: what fused optimizers divide as we would."""
+    return all(grad.dtype is torch.float32 and grad.device == grads[0].device for grad in grads)
+
+
+def can_skip(optimizer: Optimizer) -> bool:
+    """Whether an optimizer that is told to skip a step leaves everything as it is.
+
+    Not SGD before its first step with momentum: it makes the buffers there, and fills them in the kernel that a skip
+    leaves out.
+    """
+    return all(
+        optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
+        for group in optimizer.param_groups
+        if group.get("momentum")
+        for parameter in group["params"]
+        if parameter.grad is not None
+    )
+
+
+@contextmanager
+def folding(optimizer: Any, *, grad_scale: Tensor | None, found_inf: Tensor | None = None) -> Iterator[None]:
+    """Let the step in this block divide the gradients first, and do nothing if `found_inf` is above 0.
+
+    Args:
+        optimizer: a fused one.
+        grad_scale: fp32, 0-d, on the device of the gradients; None for a step with gradients as they are.
+        found_inf: likewise; None for a step that is to be taken.
+    """
+    optimizer.grad_scale, optimizer.found_inf = grad_scale, found_inf
+    try:
+        yield
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf

@@ -1,0 +1,79 @@
+"""Gradients that nobody looks at between the backward pass and the step: read once, unscaled and clipped in passing."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mp_plugin.config import Policy
+from mp_plugin.numerics.grad_totals import GradTotals, grad_totals
+from mp_plugin.numerics.one_pass import grad_scale, unscale_and_clip_
+from mp_plugin.scaling.folding import folding
+from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.step_plan import Route, StepPlan
+from mp_plugin.scaling.verdict import Verdict, agree, ask, gradients, home_device
+
+
+class UnattendedGradients:
+    """The gradients of one step on a route that is not separate.
+
+    Args:
+        optimizer: whose gradients; plain and dense ones.
+        plan: how its step is made.
+        scaler: of the loss; None without loss scaling.
+    """
+
+    def __init__(self, optimizer: Optimizer, plan: StepPlan, scaler: LossScaler | None) -> None:
+        self._optimizer, self._plan = optimizer, plan
+        self._scale = scaler.get_scale() if scaler is not None else 1.0
+        self._grads = gradients(optimizer)
+        wants_amax = scaler is not None and scaler.config.policy is Policy.predictive
+        self.totals: GradTotals = grad_totals(self._grads, norm=plan.max_norm is not None, amax=wants_amax)
+
+    def agree(self) -> Verdict:
+        """Return what all ranks know of them; one host sync, none on the CPU."""
+        found_inf, amax, norm = self._found()
+        return agree(found_inf, has_gradients=bool(self._grads), amax=amax, norm=norm)
+
+    def ask(self) -> Tensor:
+        """Ask all ranks, without a sync."""
+        found_inf, amax, norm = self._found()
+        return ask(found_inf, has_gradients=bool(self._grads), amax=amax, norm=norm)
+
+    def _found(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        # A rank without gradients has its answer where the others have theirs.
+        home = home_device(self._optimizer)
+        amax, norm = self.totals.amax, self.totals.norm
+        return (
+            self.totals.found_inf.to(home),
+            None if amax is None else (amax / self._scale).to(home),
+            None if norm is None else norm.to(home),
+        )
+
+    def unscale_and_clip_(self, verdict: Verdict) -> None:
+        """Do both in one pass, on the route of that name; in none if there is nothing to do. No sync."""
+        max_norm, norm = self._plan.max_norm, self.totals.norm
+        if self._plan.route is not Route.one_pass or max_norm is None or norm is None:
+            return
+        if self._changes_anything(verdict):
+            unscale_and_clip_(self._grads, self._scale, norm, max_norm)
+
+    def folding(self, verdict: Verdict | None, found_inf: Tensor | None = None) -> AbstractContextManager[None]:
+        """Return the context of the optimizer's step, which does both by itself on the folded route.
+
+        Args:
+            verdict: what is known of them; None if nobody waited for it.
+            found_inf: 0-d; lets the device skip the step if it is above 0.
+        """
+        if self._plan.route is not Route.folded:
+            return nullcontext()
+        divisor = None
+        if self._grads and (verdict is None or self._changes_anything(verdict)):
+            norm = self.totals.norm if self.totals.norm is not None else self.totals.found_inf.reshape(())
+            divisor = grad_scale(self._scale, norm, self._plan.max_norm)
+        return folding(self._optimizer, grad_scale=divisor, found_inf=found_inf)
+
+    def _changes_anything(self, verdict: Verdict) -> bool:
+        """Whether gradients are scaled or too large: dividing by 1 costs a write."""
+        max_norm = self._plan.max_norm
+        return self._scale != 1.0 or (max_norm is not None and verdict.norm + 1e-6 >= max_norm)

@@ -1,0 +1,87 @@
+"""How the next optimizer step is made: what Lightning, the hooks and the optimizer leave room for."""
+
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+import torch
+from torch.optim import Optimizer
+
+from mp_plugin.hooks import may_edit_gradients, may_look_at_gradients
+from mp_plugin.scaling.folding import are_plain, can_skip, is_foldable, may_fold
+from mp_plugin.scaling.step_plan import SEPARATE, StepPlan, is_exact, plan_step
+from mp_plugin.scaling.verdict import gather, gradients
+
+if TYPE_CHECKING:
+    from mp_plugin.precision import AdaptivePrecision
+
+
+class StepPlanner:
+    """Plan each optimizer step of a fit, on all ranks alike.
+
+    Args:
+        plugin: whose steps.
+        module: what trains.
+    """
+
+    def __init__(self, plugin: "AdaptivePrecision", module: "pl.LightningModule") -> None:
+        self._plugin, self._module = plugin, module
+        self._is_attended = True
+        self._foldable: set[int] = set()
+        self.newest = SEPARATE
+        """How the newest step was made."""
+
+    def start(self) -> None:
+        """Find out who looks at gradients, when all callbacks and hooks are there; all ranks together."""
+        module, plugin = self._module, self._plugin
+        optimizers = module.trainer.optimizers
+        edits = may_edit_gradients(module)
+        looks = edits or may_look_at_gradients(module) or _clips_its_own_way(plugin)
+        answers = gather((edits, looks, [is_foldable(optimizer) for optimizer in optimizers]))
+        plugin.guard.looks_twice = any(edits for edits, _, _ in answers)
+        self._is_attended = any(looks for _, looks, _ in answers)
+        foldable = [all(each) for each in zip(*(each for _, _, each in answers), strict=True)]
+        self._foldable = {id(optimizer) for optimizer, folds in zip(optimizers, foldable, strict=True) if folds}
+
+    def plan(self, optimizer: Optimizer) -> StepPlan:
+        """Plan a step whose gradients are there. No sync."""
+        self.newest = self._plan(optimizer) if self._module.automatic_optimization else SEPARATE
+        return self.newest
+
+    def _plan(self, optimizer: Optimizer) -> StepPlan:
+        trainer = self._module.trainer
+        grads = gradients(optimizer)
+        clips = (trainer.gradient_clip_val or 0) > 0
+        by_value = clips and trainer.gradient_clip_algorithm == "value"
+        # A hook of the optimizer's own may have come later.
+        is_foldable_now = id(optimizer) in self._foldable and is_foldable(optimizer) and may_fold(grads)
+        return plan_step(
+            is_attended=self._is_attended or not are_plain(grads),
+            clips_by_value=by_value,
+            max_norm=trainer.gradient_clip_val if clips else None,
+            is_foldable=is_foldable_now,
+            is_exact=self._is_exact(optimizer),
+        )
+
+    def _is_exact(self, optimizer: Optimizer) -> bool:
+        plugin = self._plugin
+        return is_exact(
+            plugin.exact,
+            is_free=waits_for_nothing(self._module.device),
+            # A cure is proved on the batch that needs it.
+            needs_batch=plugin.layer_fallback.may_act,
+            is_steady=plugin.guard.clean_steps.are_steady(plugin.loss_scale),
+            can_skip=can_skip(optimizer),
+        )
+
+
+def waits_for_nothing(device: torch.device) -> bool:
+    """Whether reading a number on this device costs no time."""
+    return device.type == "cpu"
+
+
+def _clips_its_own_way(plugin: "AdaptivePrecision") -> bool:
+    """Whether gradients are clipped by other rules than torch's: those of FSDP, or a subclass's own."""
+    hooks = ("_after_closure", "_clip_gradients", "clip_gradients", "clip_grad_by_norm", "main_params")
+    known = ("mp_plugin", "lightning", "pytorch_lightning")
+    is_own = any(getattr(type(plugin), hook).__module__.partition(".")[0] not in known for hook in hooks)
+    return is_own or plugin._wrapped is not None
