@@ -8,6 +8,7 @@ from mp_plugin.layer_sampling import LayerSampler
 from mp_plugin.modes import Mode
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.step_plan import StepPlan
 from mp_plugin.scaling.window import ScaleWindow
 from mp_plugin.telemetry.census import Census
 from mp_plugin.telemetry.events import Incident
@@ -20,6 +21,8 @@ class RunView:
     guard: StepGuard
     layer_fallback: LayerFallback
     sampler: LayerSampler
+    step_plan: StepPlan | None = None
+    """How the newest optimizer step was made."""
     census: Census | None = None
     """What ran in which format when the layers in FP32 last changed; with a fallback or `Telemetry.census`."""
     precision_map: PrecisionMap | None = None
@@ -72,6 +75,7 @@ class RunView:
         window = self.scale_window
         return {
             **summary,
+            "gradients": None if self.step_plan is None else str(self.step_plan),
             "fp32_layers": {name: why for name, (why, _) in self.layer_fallback.reasons.items()},
             "scale_window": None if window is None else window.as_dict(),
             "telemetry": self.sampler.summary(),

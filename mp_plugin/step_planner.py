@@ -27,8 +27,6 @@ class StepPlanner:
         self._plugin, self._module = plugin, module
         self._is_attended = True
         self._foldable: set[int] = set()
-        self.newest = SEPARATE
-        """How the newest step was made."""
 
     def start(self) -> None:
         """Find out who looks at gradients, when all callbacks and hooks are there; all ranks together."""
@@ -44,8 +42,9 @@ class StepPlanner:
 
     def plan(self, optimizer: Optimizer) -> StepPlan:
         """Plan a step whose gradients are there. No sync."""
-        self.newest = self._plan(optimizer) if self._module.automatic_optimization else SEPARATE
-        return self.newest
+        plan = self._plan(optimizer) if self._module.automatic_optimization else SEPARATE
+        self._plugin.step_plan = plan
+        return plan
 
     def _plan(self, optimizer: Optimizer) -> StepPlan:
         trainer = self._module.trainer

@@ -25,6 +25,9 @@ class StepPlan:
     is_exact: bool = True
     """Whether the verdict is known before the step; else the device decides, and the host learns of it a step later."""
 
+    def __str__(self) -> str:
+        return f"{self.route.value} route" + ("" if self.is_exact else ", verdict one step later")
+
     @property
     def is_unattended(self) -> bool:
         """Whether nobody looks at the gradients before the step."""

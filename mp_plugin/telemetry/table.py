@@ -37,6 +37,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row("  of these retried", f"{summary['retried_steps']:,}")
     skipped = summary["skipped_steps"]
     table.add_row("  skipped", f"[yellow]{skipped:,}[/]" if skipped else "0")
+    if summary.get("gradients") is not None:
+        table.add_row("gradients", summary["gradients"])
     scale = summary["loss_scale"]
     if scale is not None:
         table.add_row("loss scale", f"{scale['now']:,.15g} (min {scale['min']:,.15g}, max {scale['max']:,.15g})")

@@ -54,7 +54,7 @@ class Plans(Callback):
         self.seen: list[tuple[str, bool]] = []
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        plan = trainer.precision_plugin.planner.newest
+        plan = trainer.precision_plugin.step_plan
         self.seen.append((plan.route.value, plan.is_exact))
 
     @property
