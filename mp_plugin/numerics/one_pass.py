@@ -48,11 +48,11 @@ def unscale_and_clip_(grads: Sequence[Tensor], scale: float, norm: Tensor, max_n
         torch._foreach_mul_(group, multiplier.to(group[0].device))
 
 
-def grad_scale(scale: float, norm: Tensor, max_norm: float | None) -> Tensor:
+def grad_scale(scale: float | Tensor, norm: Tensor, max_norm: float | None) -> Tensor:
     r"""Return what a fused optimizer divides gradients by to have them unscaled and clipped: $s / c$. No sync.
 
     Args:
-        scale: what the loss was multiplied by.
+        scale: what the loss was multiplied by; a number, or 0-d and fp32 on the device of the norm.
         norm: of the scaled gradients; 0-d.
         max_norm: what the norm of the true gradients may be at most; None without clipping.
 
@@ -63,5 +63,5 @@ def grad_scale(scale: float, norm: Tensor, max_norm: float | None) -> Tensor:
         >>> grad_scale(2.0, torch.tensor(10.0), max_norm=1.0)
         tensor(10.0000)
     """
-    whole = torch.full((), scale, device=norm.device)
+    whole = scale if isinstance(scale, Tensor) else torch.full((), scale, device=norm.device)
     return whole if max_norm is None else whole / clip_coefficient(norm * (1.0 / scale), max_norm).float()
