@@ -18,7 +18,10 @@ def flat_values(values: Tensor) -> Tensor:
     """
     if values.is_contiguous():
         return values.view(-1)
-    return values.as_strided((values.numel(),), (1,)) if _fills_its_memory(values) else values.reshape(-1)
+    if _fills_its_memory(values):
+        return values.as_strided((values.numel(),), (1,))
+    # Not `reshape`, which keeps even gaps as long as they are all alike.
+    return values.contiguous().view(-1)
 
 
 def _fills_its_memory(values: Tensor) -> bool:

@@ -75,14 +75,15 @@ _in_graphs: list[Any] = []  # a graph may replay at any time, and reads them whe
 def _on_device(kept: OrderedDict[Any, tuple[Any, _Sent]], key: Any, send: Callable[[], _Sent]) -> _Sent | None:
     stream, sent = kept.pop(key, (None, None))
     if key[0].type == "cuda":
+        current = torch.cuda.current_stream()
         if torch.cuda.is_current_stream_capturing():
             # The capture has waited for the stream that they were sent on.
             if sent is None:
                 return None
             _in_graphs.append(sent)
-        elif stream != (stream := torch.cuda.current_stream()):
-            # Another stream would neither wait for the copy nor be waited for before the memory is given back.
-            sent = None
+        elif stream != current:
+            # It would not wait for a copy on another stream, nor would the memory's next owner there wait for it.
+            stream, sent = current, None
     sent = send() if sent is None else sent
     kept[key] = (stream, sent)
     if len(kept) > _NUM_KEPT:

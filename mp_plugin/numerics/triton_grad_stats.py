@@ -39,6 +39,15 @@ def _magnitude_bits(x):
     return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
+@triton.jit
+def _widened(x):
+    # A bfloat16 is the upper half of a float32. Triton's interpreter, asked to convert, drops subnormal numbers.
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:  # noqa: RET505  # Triton compiles the branch that is taken, and only with an `else`
+        return x.to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["chunk_numel", "num_rows", "limit_bits"])
 def _read_chunks(
     addresses,  # int64 [tensors]
@@ -77,7 +86,7 @@ def _read_chunks(
     square_sum = tl.zeros([BLOCK // FOLD], tl.float32)
     flushed = tl.zeros([BLOCK // FOLD], tl.int32)
     for offset in range(0, body_numel, BLOCK):
-        x = tl.reshape(tl.load(body + offset + lanes), [BLOCK // FOLD, FOLD]).to(tl.float32)
+        x = _widened(tl.reshape(tl.load(body + offset + lanes), [BLOCK // FOLD, FOLD]))
         amax = tl.maximum(amax, tl.max(tl.abs(x), axis=1))
         square_sum += tl.sum(x * x, axis=1)
         if COUNT_FLUSHED:
@@ -92,7 +101,7 @@ def _read_chunks(
     for offset in range(0, rest_numel, MASKED_BLOCK):
         index = offset + masked_lanes
         index_in_chunk = tl.where(index < head, index, index + body_numel)
-        x = tl.load(values + index_in_chunk, mask=index < rest_numel, other=0.0).to(tl.float32)
+        x = _widened(tl.load(values + index_in_chunk, mask=index < rest_numel, other=0.0))
         rest_amax = tl.maximum(rest_amax, tl.abs(x))
         rest_square_sum += x * x
         if COUNT_FLUSHED:
@@ -114,7 +123,7 @@ def _read_chunks(
         num_inf = tl.zeros([MASKED_BLOCK], tl.int32)
         for offset in range(0, numel, MASKED_BLOCK):
             index = offset + masked_lanes
-            x = tl.load(values + index, mask=index < numel, other=0.0).to(tl.float32)
+            x = _widened(tl.load(values + index, mask=index < numel, other=0.0))
             bits = _magnitude_bits(x)
             is_finite = bits < 0x7F800000
             finite = tl.where(is_finite, x, 0.0)
