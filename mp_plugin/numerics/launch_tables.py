@@ -40,7 +40,7 @@ def tables_of(flat: Sequence[Tensor], block: int, min_chunk_numel: int) -> Table
     what was sent before it, and its tables stay for good.
 
     Args:
-        flat: one-dimensional tensors, not empty.
+        flat: contiguous tensors of one device, not empty.
         block: chunks are a multiple of so many numbers.
         min_chunk_numel: shortest chunk; a multiple of `block`.
 
@@ -67,15 +67,15 @@ def _layout(numels: Sequence[int], device: torch.device, block: int, min_chunk_n
 
 
 _Sent = TypeVar("_Sent", Layout, Tensor)
-_layouts: OrderedDict[Any, tuple[Any, Layout]] = OrderedDict()
-_addresses: OrderedDict[Any, tuple[Any, Tensor]] = OrderedDict()
+_layouts: OrderedDict[Any, tuple[int | None, Layout]] = OrderedDict()
+_addresses: OrderedDict[Any, tuple[int | None, Tensor]] = OrderedDict()
 _in_graphs: list[Any] = []  # a graph may replay at any time, and reads them where they are
 
 
-def _on_device(kept: OrderedDict[Any, tuple[Any, _Sent]], key: Any, send: Callable[[], _Sent]) -> _Sent | None:
+def _on_device(kept: OrderedDict[Any, tuple[int | None, _Sent]], key: Any, send: Callable[[], _Sent]) -> _Sent | None:
     stream, sent = kept.pop(key, (None, None))
     if key[0].type == "cuda":
-        current = torch.cuda.current_stream()
+        current = torch.cuda.current_stream().cuda_stream
         if torch.cuda.is_current_stream_capturing():
             # The capture has waited for the stream that they were sent on.
             if sent is None:

@@ -195,7 +195,7 @@ def read_group(group: Sequence[Tensor], flushed_at: float) -> GroupStats | None:
     device, dtype = group[0].device, group[0].dtype
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         # Copies, where there are any, live until the launch; the allocator keeps the order of the stream.
-        flat = [flat_values(values) for values in group]
+        flat = [values if values.is_contiguous() else flat_values(values) for values in group]
         tables = tables_of(flat, _BLOCK, _MIN_CHUNK_NUMEL)
         if tables is None:
             return None
