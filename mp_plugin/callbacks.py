@@ -1,5 +1,6 @@
 """What a run shows of its precision while it trains, and at the end."""
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ from mp_plugin.instance import replace_attribute
 from mp_plugin.optimizers import raise_vanishing_eps_
 from mp_plugin.report_incident import console_of
 from mp_plugin.scaling.unseen_step import settle
-from mp_plugin.telemetry.table import summary_table
 
 if TYPE_CHECKING:
     from mp_plugin.precision import AdaptivePrecision
     from mp_plugin.run_recording import RunRecording
+
+log = logging.getLogger(__name__)
 
 STEP_METRIC: dict[str, Any] = {"on_step": True, "on_epoch": False, "batch_size": 1}
 """A number of the step, not of its samples. Lightning asks for a batch size where a step takes the iterator."""
@@ -97,7 +99,17 @@ class PrecisionMonitor(Callback):
         self._recording.end(status)
         # A fit that was over before its first step has nothing to tell.
         if trainer.is_global_zero and self.plugin.guard.record.steps:
-            console_of(trainer).print(summary_table(self.plugin.summary()))
+            self._print_summary(trainer)
+
+    def _print_summary(self, trainer: "pl.Trainer") -> None:
+        try:
+            from mp_plugin.telemetry.table import summary_table  # here, as a machine that only trains may lack rich
+
+            console = console_of(trainer)
+        except ImportError as error:
+            log.warning("The summary of the run cannot be shown here (%s); AdaptivePrecision.summary() has it.", error)
+            return
+        console.print(summary_table(self.plugin.summary()))
 
 
 def show_in_progress_bar(trainer: "pl.Trainer", plugin: "AdaptivePrecision") -> Callable[[], None]:

@@ -4,18 +4,17 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from rich.console import Console
-from rich.progress import Progress
 
 from mp_plugin.alerts import Alerts
 from mp_plugin.run_directory import run_directory
 from mp_plugin.scaling.verdict import gather
 from mp_plugin.telemetry.batches import BatchFolder
 from mp_plugin.telemetry.events import Incident
-from mp_plugin.telemetry.panel import incident_panel
 from mp_plugin.telemetry.store import IncidentLog
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mp_plugin.precision import AdaptivePrecision
 
 log = logging.getLogger(__name__)
@@ -71,6 +70,8 @@ class IncidentReporter:
         if self._is_mute:
             return
         try:
+            from mp_plugin.telemetry.panel import incident_panel  # here, as a machine that only trains may lack rich
+
             console_of(self._trainer).print(incident_panel(incident))
         except Exception as error:  # a terminal that knows no such letters, or is gone, must not end a run
             self._is_mute = True
@@ -108,7 +109,14 @@ class IncidentReporter:
         return {} if saved is None else {"batch_file": saved}
 
 
-def console_of(trainer: "pl.Trainer") -> Console:
-    """Return the console to print to: that of a live display, if there is one, as two would overwrite each other."""
+def console_of(trainer: "pl.Trainer") -> "Console":
+    """Return the console to print to: that of a live display, if there is one, as two would overwrite each other.
+
+    Raises:
+        ImportError: where rich is not installed.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
     live = getattr(trainer.progress_bar_callback, "progress", None)
     return live.console if isinstance(live, Progress) else Console()
