@@ -1,88 +1,216 @@
-"""How long does a step take beside stock `MixedPrecision`? In one process, in turn, as a ratio.
+"""How long does a step take beside stock Lightning, with everything switched on? In one process, in turn, as a ratio.
 
-Every round trains the perceptron of helpers/trainings.py for a block of steps with stock, with our dynamic and with our
-predictive scale, in an order that rotates. A sample is the median time of the steps of one block, from the start of a
-batch to its end; the ratio is taken within a round, so that what slows down the machine for a while slows down all.
-fp16 on the CPU, one thread: the model is small, so these ratios show the cost of the plugin at its worst.
+GPT-2, ResNet-50 and ViT-B/16 train in fp16 and in bf16, with and without clipping, with fused and with foreach AdamW:
+with stock `MixedPrecision`, and with ours under telemetry none, light and full (conf/precision/telemetry/*.yaml).
+Every training is a real `Trainer.fit`, and all four take turns of a few steps in an order that rotates, so that a ratio
+is taken between neighbours in time. A turn ends when the device is done; within it nobody waits for the clock.
 
-    python benchmarks/step_time.py [--rounds 15]
+Stock refuses to clip with a fused optimizer; ours is compared with what stock has instead there, foreach and clipping.
+
+Beside it: how often the host waits for the device in a healthy step, and, on a GPU, the memory beyond stock's.
+
+    python benchmarks/step_time.py [--device cuda] [--minutes 5] [--only GPT] [--quick]
 """
 
 import argparse
+import gc
 import statistics
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.clock import Clock
-from helpers.harness import circumstances, write
-from helpers.trainings import Training, fit
+import yaml
+from helpers.devices import add_device, allocated_bytes, check_device, forget_peak, peak_bytes
+from helpers.harness import circumstances, print_table, show_spread, spread, turns, write
+from helpers.models import MODELS
+from helpers.paced_fit import PacedFit, be_quiet
+from helpers.waits import counted_waits
 from lightning.pytorch.plugins.precision import MixedPrecision
-from rich.console import Console
-from rich.table import Table
 
-from mp_plugin import AdaptivePrecision, LossScaling
+from mp_plugin import AdaptivePrecision, LossScaling, Telemetry
 
-STEPS = 300
-WARM_UP = 50
-PLUGINS = {
-    "stock": lambda: MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**15)),
-    "dynamic": lambda: AdaptivePrecision("fp16"),
-    "predictive": lambda: AdaptivePrecision("fp16", scaling=LossScaling(policy="predictive")),
-}
-OPTIMIZERS = {"SGD": {}, "SGD, fused": {"fused": True}, "AdamW": {}, "AdamW, fused": {"fused": True}}
-
-
-class Timed(Training):
-    """The digits training with another optimizer, without a look at its own loss."""
-
-    def __init__(self, optimizer: str) -> None:
-        super().__init__("digits", STEPS)
-        self.optimizer = optimizer
-
-    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        return self.loss(batch)
-
-    def configure_optimizers(self):
-        kind = getattr(torch.optim, self.optimizer.partition(",")[0])
-        return kind(self.parameters(), lr=0.01, **OPTIMIZERS[self.optimizer])
+CONF = Path(__file__).parents[1] / "conf" / "precision" / "telemetry"
+TELEMETRY = ("none", "light", "full")
+NAMES = ("stock", *TELEMETRY)
+WARM_UP, COUNTED = 5, 4
+SCALE = 2.0**8
+"""Of every fp16 training: none of these gradients overflows at it."""
+CLIP = 1.0
+STEPS_OF_A_TURN = {"cpu": 2, "cuda": 10}
+MOST_STEPS, FEWEST_ROUNDS = 100, 3
 
 
-def block(plugin: Any, optimizer: str) -> float:
-    """Train for a block and return the median seconds of a step."""
-    clock = Clock(WARM_UP)
-    fit(Timed(optimizer), plugin, clock)
-    return statistics.median(clock.seconds)
+@dataclass(frozen=True)
+class Cell:
+    """What is compared: four trainings that differ in their plugin."""
+
+    model: str
+    precision: str
+    optimizer: str
+    clips: bool
+
+    @property
+    def stock_optimizer(self) -> str:
+        """What stock steps with: fused optimizers cannot clip there."""
+        return "foreach" if self.clips else self.optimizer
+
+
+def size_of(cell: Cell, device: str, *, is_quick: bool) -> str:
+    """Return which size of a model suits a device: CPUs only emulate fp16."""
+    if is_quick:
+        return "tiny"
+    return "full" if device == "cuda" else {"bf16": "small", "fp16": "tiny"}[cell.precision]
+
+
+def plugin_for(name: str, cell: Cell, device: str, folder: str) -> Any:
+    """Return stock, or ours with the telemetry of that name."""
+    if name == "stock":
+        scaler = torch.amp.GradScaler(device, init_scale=SCALE) if cell.precision == "fp16" else None
+        return MixedPrecision("16-mixed" if scaler else "bf16-mixed", device, scaler)
+    chosen = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    del chosen["_target_"]
+    scaling = LossScaling(init_scale=SCALE) if cell.precision == "fp16" else None
+    telemetry = Telemetry(**{**chosen, "directory": f"{folder}/{name}"})
+    return AdaptivePrecision(cell.precision, scaling=scaling, telemetry=telemetry)
+
+
+def start(name: str, cell: Cell, device: str, size: str, folder: str) -> PacedFit:
+    """Begin a training, which then stands before its first step."""
+    chosen = cell.stock_optimizer if name == "stock" else cell.optimizer
+    return PacedFit(
+        MODELS[cell.model][size],
+        plugin_for(name, cell, device, folder),
+        device=device,
+        optimizer={chosen: True},
+        trainer={"gradient_clip_val": CLIP if cell.clips else None, "default_root_dir": folder},
+    )
+
+
+def measure(cell: Cell, device: str, size: str, *, seconds: float, is_quick: bool) -> dict[str, Any]:
+    """Run the four trainings of a cell in turn, for about so long; return what was found."""
+    steps = STEPS_OF_A_TURN[device]
+    held: dict[str, int] = {}
+    fits: dict[str, PacedFit] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        for name in NAMES:
+            before = allocated_bytes(device)
+            fits[name] = start(name, cell, device, size, folder)
+            fits[name].run(WARM_UP)
+            if before is not None:
+                held[name] = (allocated_bytes(device) or 0) - before
+        gc.collect()
+        gc.freeze()  # the more trainings stand by, the longer a collection would take each of them
+        round_seconds = sum(fit.run(steps) for fit in fits.values())
+        left = seconds - (time.perf_counter() - began)
+        rounds = max(FEWEST_ROUNDS, min(MOST_STEPS // steps, int(left / round_seconds)))
+        taken: dict[str, list[float]] = {name: [] for name in NAMES}
+        for _, order in turns(NAMES, FEWEST_ROUNDS if is_quick else rounds):
+            for name in order:
+                taken[name].append(fits[name].run(steps) / steps)
+        waits = {name: _count_waits(fit, device) for name, fit in fits.items()}
+        peaks = {name: held[name] + _peak(fit, device) for name, fit in fits.items()} if held else None
+        told = {name: _told(fit) for name, fit in fits.items() if name != "stock"}
+        for fit in fits.values():
+            fit.finish()
+        gc.unfreeze()
+    return {
+        **asdict(cell),
+        "stock_optimizer": cell.stock_optimizer,
+        "size": size,
+        "batch_size": MODELS[cell.model][size].batch_size,
+        "shapes": MODELS[cell.model][size].shapes,
+        "parameter_tensors": len([*fits["stock"].training.parameters()]),
+        "steps_of_a_turn": steps,
+        "seconds": taken,
+        "ratios": {name: _ratios(taken, name) for name in TELEMETRY},
+        "spread": {name: spread(_ratios(taken, name)) for name in TELEMETRY},
+        # In which the steps of a sample have their part; a median passes over them.
+        "of_all_time": {name: sum(taken[name]) / sum(taken["stock"]) for name in TELEMETRY},
+        "waits_per_step": waits,
+        "peak_bytes": peaks,
+        "told": told,
+    }
+
+
+def _ratios(taken: dict[str, list[float]], name: str) -> list[float]:
+    return [ours / stock for ours, stock in zip(taken[name], taken["stock"], strict=True)]
+
+
+def _count_waits(fit: PacedFit, device: str) -> dict[str, float]:
+    found: Counter[str] = Counter()
+    fit.run(COUNTED, within=counted_waits(found, device, fit.optimizer))
+    return {name: number / COUNTED for name, number in found.items()}
+
+
+def _peak(fit: PacedFit, device: str) -> int:
+    before = allocated_bytes(device) or 0
+    forget_peak(device)
+    fit.run(2)
+    return (peak_bytes(device) or 0) - before
+
+
+def _told(fit: PacedFit) -> dict[str, Any]:
+    summary = fit.plugin.summary()
+    return {"skipped_steps": summary["skipped_steps"], "samples": summary["telemetry"]}
+
+
+def show(found: list[dict[str, Any]], rounds: str) -> None:
+    """Print what was found, a row for each cell."""
+    headings = ["model", "precision", "optimizer", "clipping", "stock, ms", *TELEMETRY, "light, of all time"]
+    headings += ["waits: stock", "light", "bytes beyond stock per tensor"]
+    rows = []
+    for each in found:
+        differs = each["optimizer"] != each["stock_optimizer"]
+        optimizer = each["optimizer"] + (f", stock {each['stock_optimizer']}" if differs else "")
+        peaks = each["peak_bytes"]
+        beyond = "-" if peaks is None else f"{(peaks['light'] - peaks['stock']) / each['parameter_tensors']:,.0f}"
+        rows.append(
+            [
+                f"{each['model']}, {each['size']}",
+                each["precision"],
+                optimizer,
+                f"{CLIP:g}" if each["clips"] else "-",
+                f"{1000 * statistics.median(each['seconds']['stock']):.1f}",
+                *(show_spread(each["ratios"][name]) for name in TELEMETRY),
+                f"{each['of_all_time']['light']:.3f}",
+                *(f"{sum(each['waits_per_step'][name].values()):g}" for name in ("stock", "light")),
+                beyond,
+            ]
+        )
+    print_table(f"Step time / stock by telemetry: median of {rounds} rounds (quartiles)", headings, rows)
 
 
 def main() -> None:
     """Measure, print and write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
-    found = circumstances()
-    samples: dict[str, dict[str, list[float]]] = {name: {plugin: [] for plugin in PLUGINS} for name in OPTIMIZERS}
-    for index in range(rounds):
-        for optimizer in OPTIMIZERS:
-            order = list(PLUGINS)
-            for plugin in order[index % 3 :] + order[: index % 3]:
-                samples[optimizer][plugin].append(block(PLUGINS[plugin](), optimizer))
-    table = Table(title=f"Step time beside stock MixedPrecision: median of {rounds} rounds (quartiles)")
-    for heading in ("optimizer", "stock, ms", "dynamic / stock", "predictive / stock"):
-        table.add_column(heading)
-    ratios: dict[str, dict[str, list[float]]] = {}
-    for optimizer, taken in samples.items():
-        ratios[optimizer] = {
-            plugin: [ours / stock for ours, stock in zip(taken[plugin], taken["stock"], strict=True)]
-            for plugin in ("dynamic", "predictive")
-        }
-        row = [f"{1000 * statistics.median(taken['stock']):.2f}"]
-        for values in ratios[optimizer].values():
-            low, middle, high = statistics.quantiles(values, n=4)
-            row.append(f"{middle:.3f} ({low:.3f} to {high:.3f})")
-        table.add_row(optimizer, *row)
-    Console().print(table)
-    after = circumstances()["load_average"]
-    write("step_time", {**found, "load_average_after": after, "ratios": ratios, "seconds": samples})
+    add_device(parser)
+    parser.add_argument("--minutes", type=float, default=5.0, help="about how long all of it may take")
+    parser.add_argument("--only", choices=MODELS, help="one model; writes no result")
+    chosen = parser.parse_args()
+    check_device(chosen.device)
+    be_quiet()
+    around = circumstances(chosen.device)
+    models = [chosen.only] if chosen.only else [*MODELS]
+    cells = [Cell(*each) for each in product(models, ("fp16", "bf16"), ("fused", "foreach"), (False, True))]
+    ends = time.perf_counter() + 60 * chosen.minutes
+    found = []
+    for index, cell in enumerate(cells):
+        seconds = (ends - time.perf_counter()) / (len(cells) - index)
+        size = size_of(cell, chosen.device, is_quick=chosen.quick)
+        found.append(measure(cell, chosen.device, size, seconds=seconds, is_quick=chosen.quick))
+        print(".", end="", flush=True)
+    print()
+    rounds = sorted({len(each["seconds"]["stock"]) for each in found})
+    show(found, " to ".join(str(each) for each in dict.fromkeys((rounds[0], rounds[-1]))))
+    if not chosen.quick and not chosen.only:
+        after = circumstances()["load_average"]
+        write("step_time", {**around, "load_average_after": after, "cells": found}, chosen.device)
 
 
 if __name__ == "__main__":

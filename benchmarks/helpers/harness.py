@@ -71,5 +71,5 @@ def show_spread(values: Sequence[float], digits: int = 3) -> str:
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table in plain text, numbers as they come; needs no package."""
     widths = [max(len(row[index]) for row in (headings, *rows)) for index in range(len(headings))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (headings, *rows)]
-    print(title, lines[0], "-" * len(lines[0].rstrip()), *lines[1:], sep="\n", end="\n\n", flush=True)
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (headings, *rows)]
+    print(title, lines[0], "-" * max(map(len, lines)), *lines[1:], sep="\n", end="\n\n", flush=True)

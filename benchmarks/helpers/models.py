@@ -78,6 +78,7 @@ class Bottleneck(nn.Module):
             for (a, b, size), step in zip(sizes, strides, strict=True)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b, _ in sizes)
+        nn.init.zeros_(self.norms[-1].weight)  # a block begins as its shortcut, so that gradients do not grow
         self.shortcut = nn.Sequential()
         if stride > 1 or channels != 4 * width:
             conv = nn.Conv2d(channels, 4 * width, 1, stride=stride, bias=False)
