@@ -1,6 +1,7 @@
 # A fresh machine needs Python 3.10 to 3.13 and make; every target installs the rest into .venv.
 #   make demo    a project generated from this checkout, installed and trained
 #   make test    the whole test suite
+# Only `make bench-gpu` installs nothing: it runs on what the machine has.
 
 PYTHON ?= python3
 # Test workers; 1 runs the suite in one process. auto: one per core.
@@ -9,11 +10,11 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c con
 DEMO = build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench bench-all bench-gpu clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | while IFS='	' read -r name what; do \
-	  printf '  make %-8s %s\n' "$$name" "$$what"; done
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | while IFS='	' read -r name what; do \
+	  printf '  make %-9s %s\n' "$$name" "$$what"; done
 
 # --- environment: each stamp is older than what it was installed from only when there is something to do -------------
 
@@ -59,8 +60,29 @@ format: .venv/dev ## format the code and fix what can be fixed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: .venv/dev ## run the benchmarks, one after the other
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
+# Files of benchmarks/: what a GPU is measured with; what ends in a few minutes on two CPU cores; and the rest.
+GPU_BENCHMARKS = kernel_bandwidth step_time growth precisions
+BENCHMARKS = $(GPU_BENCHMARKS) small_steps store report_page import_time
+LONG_BENCHMARKS = advisor explain telemetry loss_scaling fallback
+# `make bench-gpu GPU_OPTIONS="--device cpu --quick"` rehearses it where there is no GPU.
+GPU_OPTIONS = --device cuda
+
+# $(call run_each,python,names,options): one that fails keeps no other from running, and make fails in the end.
+run_each = for name in $(2); do echo "== benchmarks/$$name.py"; \
+	  PYTHONPATH=. $(1) "benchmarks/$$name.py" $(3) || failed="$$failed $$name"; done; \
+	  [ -z "$$failed" ] || { echo "These failed:$$failed." >&2; exit 1; }
+
+bench: .venv/dev ## run the benchmarks that end in minutes on a CPU, one after the other
+	@failed=; $(call run_each,.venv/bin/python,$(BENCHMARKS))
+
+bench-all: .venv/dev ## run all benchmarks on the CPU, which takes hours
+	@failed=; $(call run_each,.venv/bin/python,$(BENCHMARKS) $(LONG_BENCHMARKS))
+
+bench-gpu: ## test and measure on this machine's GPU, with the torch, lightning and triton that it has
+	@"$(PYTHON)" benchmarks/helpers/devices.py $(GPU_OPTIONS)
+	@failed=; if [ -d tests/gpu ] && "$(PYTHON)" -c 'import pytest' 2>/dev/null; then \
+	  "$(PYTHON)" -m pytest -q -o addopts=--import-mode=importlib tests/gpu || failed=" tests/gpu"; fi; \
+	$(call run_each,"$(PYTHON)",$(GPU_BENCHMARKS),$(GPU_OPTIONS))
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

@@ -108,9 +108,9 @@ def measure(cell: Cell, device: str, size: str, *, seconds: float, is_quick: boo
         gc.freeze()  # the more trainings stand by, the longer a collection would take each of them
         round_seconds = sum(fit.run(steps) for fit in fits.values())
         left = seconds - (time.perf_counter() - began)
-        rounds = max(FEWEST_ROUNDS, min(MOST_STEPS // steps, int(left / round_seconds)))
+        rounds = 2 if is_quick else max(FEWEST_ROUNDS, min(MOST_STEPS // steps, int(left / round_seconds)))
         taken: dict[str, list[float]] = {name: [] for name in NAMES}
-        for _, order in turns(NAMES, FEWEST_ROUNDS if is_quick else rounds):
+        for _, order in turns(NAMES, rounds):
             for name in order:
                 taken[name].append(fits[name].run(steps) / steps)
         waits = {name: _count_waits(fit, device) for name, fit in fits.items()}

@@ -1,4 +1,7 @@
-"""The device that a benchmark runs on: choose it, wait for it, and say what it is."""
+"""The device that a benchmark runs on: choose it, wait for it, and say what it is.
+
+As a script it only says whether there is such a device, with the options of a benchmark.
+"""
 
 import argparse
 import platform
@@ -58,3 +61,9 @@ def forget_peak(device: str) -> None:
     """Start to look for a new peak."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_device(parser)
+    check_device(parser.parse_args().device)
