@@ -62,8 +62,8 @@ format: .venv/dev ## format the code and fix what can be fixed
 
 # Files of benchmarks/: what a GPU is measured with; what ends in a few minutes on two CPU cores; and the rest.
 GPU_BENCHMARKS = kernel_bandwidth step_time growth precisions
-BENCHMARKS = $(GPU_BENCHMARKS) small_steps store report_page import_time
-LONG_BENCHMARKS = advisor explain telemetry loss_scaling fallback
+BENCHMARKS = $(GPU_BENCHMARKS) store report_page
+LONG_BENCHMARKS = import_time small_steps advisor explain telemetry loss_scaling fallback
 # `make bench-gpu GPU_OPTIONS="--device cpu --quick"` rehearses it where there is no GPU.
 GPU_OPTIONS = --device cuda
 

@@ -183,6 +183,9 @@ def show(found: list[dict[str, Any]], rounds: str) -> None:
                 beyond,
             ]
         )
+    skipped = {name: sum(each["told"][name]["skipped_steps"] for each in found) for name in TELEMETRY}
+    if any(skipped.values()):
+        print(f"Not healthy: steps were skipped, {skipped}; lower SCALE and measure again.")
     print_table(f"Step time / stock by telemetry: median of {rounds} rounds (quartiles)", headings, rows)
 
 

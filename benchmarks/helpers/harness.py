@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from helpers.devices import name_of, processor, slug
 
 from mp_plugin import __version__
@@ -25,6 +26,7 @@ def circumstances(device: str = "cpu") -> dict[str, Any]:
         "device": name_of(device),
         "processor": processor(),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
         "versions": {**versions("torch", "lightning", "triton"), "mp-plugin": __version__},
