@@ -79,3 +79,12 @@ def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing():
     assert told.startswith("--device cuda needs a GPU")
     assert from_make.startswith("make: ***")
     assert sorted((ROOT / "benchmarks" / "results").iterdir()) == before
+
+
+def test_every_benchmark_belongs_to_a_target():
+    names = set()
+    for line in (ROOT / "Makefile").read_text().splitlines():
+        _, is_list, listed = line.partition("BENCHMARKS = ")
+        names |= {each for each in listed.split() if is_list and not each.startswith("$")}
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert names == scripts - {"performance_page"}  # which writes a page of their results
