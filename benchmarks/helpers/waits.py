@@ -2,8 +2,8 @@
 
 On CUDA torch tells: `torch.cuda.set_sync_debug_mode("warn")` warns of each operator that waits, and explicit waits for
 events and streams, which it does not tell of, are counted where they are called. On the CPU nobody waits: what is
-counted there are the reads that would wait on another device, those of the optimizer's own step counts left out, as
-these lie on the host on every device.
+counted there are the reads that would wait on another device: not those of the optimizer's own step counts, which lie
+on the host on every device, and not `numpy()`, which reads the memory of the host and fails for any other.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 READS = (
-    *("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"),
+    *("item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__"),
     *("equal", "nonzero", "is_nonzero", "masked_select", "unique", "allclose"),
 )
 TOLD = "called a synchronizing CUDA operation"

@@ -36,6 +36,7 @@ def test_reads_of_a_number_count(counted_waits):
 
 def test_what_stays_on_the_device_does_not_count(counted_waits):
     values = torch.arange(4.0, requires_grad=True)
+    assert not count(counted_waits, "cpu", values.detach().numpy)
     assert not count(counted_waits, "cpu", lambda: torch.where(values.isfinite().all(), values, 0).sum().backward())
 
 
