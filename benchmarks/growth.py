@@ -10,7 +10,7 @@ are the worst there are.
 With ranks the figure is bytes, counted in every collective of a step of a small training under DDP and gloo, always on
 the CPU: they do not depend on the device.
 
-    python benchmarks/growth.py [--device cuda] [--rounds 7] [--quick]
+    python benchmarks/growth.py [--device cuda] [--rounds 5] [--quick]
 """
 
 import argparse
@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 from mp_plugin import AdaptivePrecision, LossScaling, Telemetry
 
 KINDS = ("floor", "stock", "ours", "ours, fused")
-TENSORS, WARM_UP, BLOCKS = 100, 5, 5
+TENSORS, WARM_UP, BLOCKS = 100, 3, 3
 
 
 class Given(torch.autograd.Function):
@@ -146,7 +146,7 @@ def main() -> None:
     """Measure, print and write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_device(parser)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     check_device(chosen.device)
     found = circumstances(chosen.device)
@@ -154,8 +154,8 @@ def main() -> None:
     rounds = 2 if chosen.quick else chosen.rounds
 
     def measured(pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        # A block of a tenth of a second or so, but of three steps at least.
-        lengths = [max(3, min(20, 10**8 // num_values)) for num_values, _ in pairs]
+        # The smaller the steps, the more of them in a block.
+        lengths = [max(1, min(20, 2 * 10**7 // num_values)) for num_values, _ in pairs]
         return [measure(*pair, chosen.device, rounds, length) for pair, length in zip(pairs, lengths, strict=True)]
 
     result = {

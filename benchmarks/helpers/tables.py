@@ -59,6 +59,38 @@ def growth_tables(result: Result) -> dict[str, str]:
     return tables
 
 
+def precisions_table(result: Result) -> str:
+    """Return what each precision takes, and whether it is 3 times as fast as FP32 at half the memory."""
+    rows = result["rows"]
+    medians = {_what(row): (statistics.median(row["seconds"]), row["peak_bytes"]) for row in rows}
+    headings = ["model", "precision", "step, ms", "per second", "peak, MB", "joules each"]
+    cells = []
+    for row in rows:
+        seconds, peak = medians[_what(row)]
+        fp32, tf32 = (medians.get(_what({**row, "precision": other})) for other in ("fp32", "tf32"))
+        joules = row["joules_per_item"]
+        is_beside = fp32 is not None and row["precision"] != "fp32"
+        cells.append(
+            [
+                f"{row['model']}, {row['size']}, batch of {row['batch_size']}",
+                row["precision"],
+                milliseconds(row["seconds"]),
+                f"{row['items'] / seconds:,.0f} {row['unit']}",
+                f"{peak / 1e6:,.0f}",
+                "not measured" if joules is None else f"{joules:.3g}",
+                *(f"{other[0] / seconds:.2f}" if other else "-" for other in (fp32, tf32)),
+                f"{peak / fp32[1]:.2f}" if fp32 else "-",
+                ("yes" if fp32[0] >= 3 * seconds and 2 * peak <= fp32[1] else "no") if is_beside else "-",
+            ]
+        )
+    headings += ["speed ÷ fp32", "speed ÷ tf32", "memory ÷ fp32", "3 × at half"]
+    return markdown(headings, cells)
+
+
+def _what(row: Result) -> tuple[Any, ...]:
+    return row["model"], row["size"], row["batch_size"], row["precision"]
+
+
 def _own_work(rows: Sequence[Result]) -> str:
     kinds = ("floor", "stock", "ours", "ours, fused")
     headings = ["parameters", "tensors", *(f"{kind}, ms" for kind in kinds), "ours ÷ stock", "ours, fused ÷ stock"]
