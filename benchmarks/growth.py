@@ -25,7 +25,7 @@ from helpers.collectives import bytes_per_step
 from helpers.devices import add_device, check_device, synchronize
 from helpers.free_memory import free_bytes
 from helpers.harness import circumstances, turns, write
-from helpers.quiet import quiet, trainer
+from helpers.quiet_fit import fit
 from helpers.ratios import ratios
 from helpers.tables import growth_tables
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -109,8 +109,7 @@ def step_seconds(module: GivenGradients, kind: str, device: str, length: int) ->
     if kind != "floor":
         options["gradient_clip_val"] = 1.0
     steps = WARM_UP + BLOCKS * length
-    with quiet():
-        trainer(make_plugin(kind, device), clock, steps=steps, **options).fit(module, DataLoader(range(steps)))
+    fit(module, DataLoader(range(steps)), make_plugin(kind, device), clock, steps=steps, **options)
     return statistics.median(clock.seconds)
 
 
@@ -163,7 +162,7 @@ def main() -> None:
         "parameters": measured(by_parameters),
         "tensors": measured(by_tensors),
         "ranks": [
-            {"ranks": ranks, **{plugin: bytes_per_step(plugin, ranks) for plugin in ("stock", "ours")}}
+            {"ranks": ranks, **{kind: bytes_per_step(kind, ranks) for kind in ("stock", "ours")}}
             for ranks in by_ranks
         ],
     }

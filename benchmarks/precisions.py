@@ -18,20 +18,21 @@ import multiprocessing
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from helpers.devices import add_device, allocated_bytes, check_device, forget_peak, peak_bytes
 from helpers.energy import energy_meter
 from helpers.harness import circumstances, write
 from helpers.models import MODELS
-from helpers.paced_fit import PacedFit
+from helpers.paced_fit import PacedFit, be_quiet
 from helpers.tables import precisions_table
 
 from mp_plugin import AdaptivePrecision, LossScaling, Telemetry
+from mp_plugin.devices import without_tf32
 
 PRECISIONS = {"cpu": ("fp32", "bf16", "fp16", "bf16-true"), "cuda": ("fp32", "tf32", "bf16", "fp16", "bf16-true")}
 SIZES = {"cpu": (("small", 1), ("small", 8)), "cuda": (("full", 1), ("small", 1))}
@@ -44,6 +45,7 @@ SECONDS, SECONDS_OF_A_SAMPLE, SECONDS_OF_ENERGY = 3.0, 0.1, 1.5
 
 def measure(model: str, size: str, times: int, precision: str, device: str, *, is_quick: bool) -> dict[str, Any]:
     """Train for a while, with so many times the batch, and return what it took."""
+    be_quiet()
     chosen = MODELS[model][size]
     chosen = replace(chosen, batch_size=times * chosen.batch_size)
     scaling = LossScaling(init_scale=SCALE) if precision == "fp16" else None
@@ -51,8 +53,8 @@ def measure(model: str, size: str, times: int, precision: str, device: str, *, i
     gc.collect()
     forget_peak(device)
     held = _resident_bytes("VmRSS") if device == "cpu" else allocated_bytes(device) or 0
-    # torch lets convolutions use TF32 unless it is told otherwise; a TF32 training allows it for itself.
-    with TemporaryDirectory() as folder, torch.backends.cudnn.flags(benchmark=device == "cuda", allow_tf32=False):
+    # torch lets convolutions use TF32 unless it is told otherwise.
+    with TemporaryDirectory() as folder, without_tf32() if precision == "fp32" else nullcontext():
         options = {"default_root_dir": folder}
         fit = PacedFit(chosen, plugin, device=device, optimizer={"fused": True}, trainer=options)
         fit.run(1 if is_quick else WARM_UP)

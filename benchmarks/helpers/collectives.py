@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from helpers.quiet import quiet, trainer
+from helpers.quiet_fit import fit
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,31 +66,30 @@ class Perceptron(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def bytes_per_step(plugin: str, world_size: int) -> dict[str, Any]:
+def bytes_per_step(kind: str, world_size: int) -> dict[str, Any]:
     """Train on the CPU in 16-mixed, with clipping, and return what the first rank hands over in a step.
 
     Args:
-        plugin: `stock` or `ours`.
+        kind: `stock` or `ours`.
         world_size: processes, joined by gloo.
 
     Returns:
         `gradients`, the bytes of all gradients together, and `calls`, the bytes of each collective.
     """
     with TemporaryDirectory() as folder:
-        run_on_ranks(_train, plugin, world_size, folder, world_size=world_size)
+        run_on_ranks(_train, kind, world_size, folder, world_size=world_size)
         return json.loads((Path(folder) / "found.json").read_text())  # type: ignore[no-any-return]
 
 
-def _train(plugin: str, world_size: int, folder: str) -> None:
+def _train(kind: str, world_size: int, folder: str) -> None:
     stock = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
     ours = AdaptivePrecision("fp16", telemetry=Telemetry(every_n_steps=0))
     counting, module = CountLastStep(), Perceptron()
     data = DataLoader(TensorDataset(torch.randn(STEPS * 8 * world_size, WIDTH)), batch_size=8)
     options = {"accelerator": "cpu", "strategy": "ddp", "devices": world_size, "gradient_clip_val": 1.0}
-    with quiet():
-        ddp = trainer(stock if plugin == "stock" else ours, counting, steps=STEPS, folder=folder, **options)
-        ddp.fit(module, data)
-    if ddp.global_rank == 0:
+    plugin = stock if kind == "stock" else ours
+    fit(module, data, plugin, counting, steps=STEPS, **options)
+    if torch.distributed.get_rank() == 0:
         found = {
             "gradients": sum(parameter.nbytes for parameter in module.parameters()),
             "calls": sorted(counting.counter.bytes_of_calls),

@@ -28,9 +28,30 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headings), f"|{rule}|", *map(line, rows)])
 
 
+def step_time_table(result: Result) -> str:
+    """Return step times beside stock Lightning's, by telemetry."""
+    telemetry = ("none", "light", "full")
+    headings = ["model", "precision", "optimizer", "clipping", "stock, ms", *(f"{name} ÷ stock" for name in telemetry)]
+    rows = []
+    for cell in result["cells"]:
+        differs = cell["optimizer"] != cell["stock_optimizer"]
+        rows.append(
+            [
+                f"{cell['model']}, {cell['size']}",
+                cell["precision"],
+                cell["optimizer"] + (f" (stock: {cell['stock_optimizer']})" if differs else ""),
+                "yes" if cell["clips"] else "no",
+                milliseconds(cell["seconds"]["stock"]),
+                *(ratio(cell["spread"][name], digits=3) for name in telemetry),
+            ]
+        )
+    return markdown(headings, rows)
+
+
 def kernel_bandwidth_table(result: Result) -> str:
     """Return how near `grad_stats` comes to a copy, and what torch's own operations take beside it."""
-    others = ("check and unscale", "norm 2", "norm inf")
+    others = {"counting": "grad_stats, counting flushed"}
+    others |= {name: name for name in ("check and unscale", "norm 2", "norm inf")}
     headings = ["gradients", "dtype", "MB", "tensors", "grad_stats, ms", "share of copy", *(f"{o} ÷" for o in others)]
     with_launches = any("launches" in row for row in result["rows"])
     rows = []
@@ -42,13 +63,15 @@ def kernel_bandwidth_table(result: Result) -> str:
             f"{row['tensors']:,}",
             milliseconds(row["seconds"]["grad_stats"]),
             share(row["share_of_copy"]["grad_stats"]),
-            *(ratio(row["time_beside_grad_stats"][other]) for other in others),
+            *(ratio(row["time_beside_grad_stats"][other]) for other in others.values()),
         ]
         if with_launches:
             launches = row["launches"]["grad_stats"]
             cells.append(f"{launches['kernels']} + {launches['copies']}")
         rows.append(cells)
-    return markdown([*headings, "kernels + copies"] if with_launches else headings, rows)
+    left_out = [f"{each['shapes']} in {each['dtype']}" for each in result["left_out"]]
+    remark = f"\n\nLeft out for want of memory: {', '.join(left_out)}." if left_out else ""
+    return markdown([*headings, "kernels + copies"] if with_launches else headings, rows) + remark
 
 
 def growth_tables(result: Result) -> dict[str, str]:
@@ -129,12 +152,12 @@ def _bytes_sent(rows: Sequence[Result]) -> str:
 def milliseconds(seconds: Sequence[float]) -> str:
     """Return the median, to three digits."""
     value = 1000 * statistics.median(seconds)
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
-def ratio(spread: Result) -> str:
+def ratio(spread: Result, digits: int = 2) -> str:
     """Return a median and its quartiles."""
-    low, middle, high = (f"{spread[key]:.2f}" for key in ("lower_quartile", "median", "upper_quartile"))
+    low, middle, high = (f"{spread[key]:.{digits}f}" for key in ("lower_quartile", "median", "upper_quartile"))
     return f"{middle} ({low} to {high})"
 
 
