@@ -162,8 +162,7 @@ def main() -> None:
         "parameters": measured(by_parameters),
         "tensors": measured(by_tensors),
         "ranks": [
-            {"ranks": ranks, **{kind: bytes_per_step(kind, ranks) for kind in ("stock", "ours")}}
-            for ranks in by_ranks
+            {"ranks": ranks, **{kind: bytes_per_step(kind, ranks) for kind in ("stock", "ours")}} for ranks in by_ranks
         ],
     }
     print(*growth_tables(result).values(), sep="\n\n")

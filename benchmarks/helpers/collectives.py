@@ -1,6 +1,7 @@
 """What the ranks of a training send one another in a step: every collective, counted where torch dispatches it."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -82,6 +83,7 @@ def bytes_per_step(kind: str, world_size: int) -> dict[str, Any]:
 
 
 def _train(kind: str, world_size: int, folder: str) -> None:
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it welcomes every rank
     stock = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
     ours = AdaptivePrecision("fp16", telemetry=Telemetry(every_n_steps=0))
     counting, module = CountLastStep(), Perceptron()

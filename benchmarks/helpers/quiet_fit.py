@@ -9,7 +9,9 @@ import lightning.pytorch as pl
 from helpers.paced_fit import be_quiet
 
 
-def fit(module: pl.LightningModule, data: Any, plugin: Any, *callbacks: pl.Callback, steps: int, **options: Any) -> None:
+def fit(
+    module: pl.LightningModule, data: Any, plugin: Any, *callbacks: pl.Callback, steps: int, **options: Any
+) -> None:
     """Train for so many steps; `plugin=None` is Lightning's own FP32."""
     be_quiet()
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the summary at the end of a fit
