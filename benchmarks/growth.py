@@ -65,6 +65,10 @@ class GivenGradients(pl.LightningModule):
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.is_fused = False
 
+    def cpu(self) -> "GivenGradients":
+        """Stay: Lightning would move all of it off the GPU after each of many trainings."""
+        return self
+
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         return Given.apply(self.anchor, self)
 
@@ -109,7 +113,7 @@ def step_seconds(module: GivenGradients, kind: str, device: str, length: int) ->
     if kind != "floor":
         options["gradient_clip_val"] = 1.0
     steps = WARM_UP + BLOCKS * length
-    fit(module, DataLoader(range(steps)), make_plugin(kind, device), clock, steps=steps, **options)
+    fit(module, DataLoader(range(steps), batch_size=None), make_plugin(kind, device), clock, steps=steps, **options)
     return statistics.median(clock.seconds)
 
 
@@ -145,16 +149,17 @@ def main() -> None:
     """Measure, print and write down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_device(parser)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int)
     chosen = parser.parse_args()
     check_device(chosen.device)
     found = circumstances(chosen.device)
     by_parameters, by_tensors, by_ranks = sizes(chosen.device, is_quick=chosen.quick)
-    rounds = 2 if chosen.quick else chosen.rounds
+    rounds = chosen.rounds or (2 if chosen.quick else 3 if chosen.device == "cuda" else 5)
 
     def measured(pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
         # The smaller the steps, the more of them in a block.
-        lengths = [max(1, min(20, 2 * 10**7 // num_values)) for num_values, _ in pairs]
+        values = 10**9 if chosen.device == "cuda" else 10**7
+        lengths = [max(1, min(20, 2 * values // pair[0], 2 * 10**4 // pair[1])) for pair in pairs]
         return [measure(*pair, chosen.device, rounds, length) for pair, length in zip(pairs, lengths, strict=True)]
 
     result = {
