@@ -1,11 +1,11 @@
 """How does the cost of a step's own work grow, with parameters, with tensors, and with ranks?
 
-The gradients are given: no forward and no backward pass takes time, so that what is left of a step is Lightning's own
-loop, the loss scaling, the clipping and the optimizer. All take turns within a round: `floor` is stock Lightning in
-FP32 without scaling and clipping; `stock` is `MixedPrecision` with a `GradScaler` and clipping, and ours is shown with
-the same foreach optimizer, and with the fused one, which stock refuses to clip for. The optimizer is SGD, the one with
-the least work of its own, and nothing is sampled. A step of a real training is longer by its passes: these ratios
-are the worst there are.
+The gradients are given: there is no forward pass, and the backward pass only writes them. What is left of a step is
+Lightning's own loop, the loss scaling, the clipping, which all these gradients need, and the optimizer. All take turns
+within a round: `floor` is stock Lightning in FP32 without scaling and clipping; `stock` is `MixedPrecision` with a
+`GradScaler` and clipping, and ours is shown with the same foreach optimizer, and with the fused one, which stock
+refuses to clip for. The optimizer is SGD, the one with the least work of its own, and nothing is sampled. A step of a
+real training is longer by its passes: these ratios are the worst there are.
 
 With ranks the figure is bytes, counted in every collective of a step of a small training under DDP and gloo, always on
 the CPU: they do not depend on the device.
@@ -34,12 +34,15 @@ from torch.utils.data import DataLoader
 
 from mp_plugin import AdaptivePrecision, LossScaling, Telemetry
 
+SCALE, VALUE, MAX_NORM = 1024.0, 1e-2, 1.0
 KINDS = ("floor", "stock", "ours", "ours, fused")
-TENSORS, WARM_UP, BLOCKS = 100, 3, 3
+TENSORS, BLOCKS = 100, 3
+WARM_UP = {"cpu": 3, "cuda": 20}
+"""On a GPU, until nobody waits for the verdict any more."""
 
 
 class Given(torch.autograd.Function):
-    """A backward pass that takes no time."""
+    """A backward pass that only writes gradients: of `VALUE`, times the loss scale."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, module: "GivenGradients") -> Tensor:
@@ -47,21 +50,23 @@ class Given(torch.autograd.Function):
         return anchor.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        for parameter, given in zip(ctx.module.weights, ctx.module.given, strict=True):
-            parameter.grad = given
-        return gradient, None
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
+        module = ctx.module
+        module.all_values.copy_(scale * VALUE)
+        for parameter, gradient in zip(module.weights, module.given, strict=True):
+            parameter.grad = gradient
+        return scale, None
 
 
 class GivenGradients(pl.LightningModule):
-    """So many parameters in so many tensors, whose gradients are always the same."""
+    """So many parameters in so many tensors, whose gradients are always the same, and too large not to be clipped."""
 
     def __init__(self, num_values: int, num_tensors: int, device: str) -> None:
         super().__init__()
         sizes = [num_values // num_tensors + (index < num_values % num_tensors) for index in range(num_tensors)]
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(size, device=device)) for size in sizes)
-        # At a scale of 1, and with a norm that is never clipped, whoever divides and clips in place changes nothing.
-        self.given = [torch.full((size,), 1e-6, device=device) for size in sizes]
+        self.all_values = torch.empty(num_values, device=device)
+        self.given = self.all_values.split(sizes)
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.is_fused = False
 
@@ -81,16 +86,16 @@ class BlockClock(pl.Callback):
     """The seconds of a step, by blocks of steps: the device is waited for at the ends of blocks only."""
 
     def __init__(self, device: str, length: int) -> None:
-        self.device, self.length = device, length
+        self.device, self.length, self.warm_up = device, length, WARM_UP[device]
         self.seconds: list[float] = []
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx >= WARM_UP and (batch_idx - WARM_UP) % self.length == 0:
+        if batch_idx >= self.warm_up and (batch_idx - self.warm_up) % self.length == 0:
             synchronize(self.device)
             self._start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx >= WARM_UP and (batch_idx + 1 - WARM_UP) % self.length == 0:
+        if batch_idx >= self.warm_up and (batch_idx + 1 - self.warm_up) % self.length == 0:
             synchronize(self.device)
             self.seconds.append((time.perf_counter() - self._start) / self.length)
 
@@ -100,8 +105,8 @@ def make_plugin(kind: str, device: str) -> Any:
     if kind == "floor":
         return None
     if kind == "stock":
-        return MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, init_scale=1.0, growth_interval=10**9))
-    scaling = LossScaling(init_scale=1.0, growth_interval=10**9)
+        return MixedPrecision("16-mixed", device, torch.amp.GradScaler(device, init_scale=SCALE, growth_interval=10**9))
+    scaling = LossScaling(init_scale=SCALE, growth_interval=10**9)
     return AdaptivePrecision("fp16", scaling=scaling, telemetry=Telemetry(every_n_steps=0))
 
 
@@ -111,8 +116,8 @@ def step_seconds(module: GivenGradients, kind: str, device: str, length: int) ->
     module.is_fused = kind.endswith("fused")
     options: dict[str, Any] = {"accelerator": "gpu" if device == "cuda" else "cpu", "devices": 1}
     if kind != "floor":
-        options["gradient_clip_val"] = 1.0
-    steps = WARM_UP + BLOCKS * length
+        options["gradient_clip_val"] = MAX_NORM
+    steps = WARM_UP[device] + BLOCKS * length
     fit(module, DataLoader(range(steps), batch_size=None), make_plugin(kind, device), clock, steps=steps, **options)
     return statistics.median(clock.seconds)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from helpers.bytes_moved import ROUTES
+from helpers.bytes_moved import FUSED_ADAMW, SETTINGS, Parts, total
 from helpers.goals import GOALS
 from helpers.tables import growth_tables, kernel_bandwidth_table, markdown, precisions_table, step_time_table
 
@@ -90,12 +90,21 @@ def _missing(kind: str) -> str:
 
 
 def _bytes_table() -> str:
-    optimizer = "of which optimizer"
+    headings = ["precision", "clipping", "optimizer", "stock", "bytes", "ours", "bytes", "route"]
     rows = []
-    for name, parts in ROUTES.items():
-        whole, last = sum(part.bytes for part in parts), parts[-1].bytes
-        rows.append([name, " + ".join(part.name for part in parts), str(whole - last), str(last), str(whole)])
-    return markdown(["step", "walks over the gradients", "before it", optimizer, "bytes per value"], rows)
+    for each in SETTINGS:
+        stock = ("refused", "-") if each.stock is None else (_names(each.stock), str(total(each.stock)))
+        clips = "yes" if each.clips else "no"
+        ours = (_names(each.ours), str(total(each.ours)), each.route)
+        rows.append([each.precision, clips, each.optimizer, *stock, *ours])
+    own = (
+        f"Fused AdamW itself moves {FUSED_ADAMW}: it reads gradient, weight and two moments, and writes three of them."
+    )
+    return f"{markdown(headings, rows)}\n\n{own}"
+
+
+def _names(parts: Parts) -> str:
+    return " + ".join(part.name for part in parts) or "nothing"
 
 
 def _goals_table(results: Results) -> str:

@@ -76,12 +76,3 @@ def test_a_share_must_be_at_least_its_bound():
         "yes",
     )
     assert goal.judge({"rows": [row(0.9, 10**9), row(0.84, 10**8)]})[1] == "no"
-
-
-def test_the_bytes_of_stock_amp_with_clipping_are_five_passes():
-    from helpers.bytes_moved import ROUTES
-
-    before_optimizer = {name: sum(part.bytes for part in parts[:-1]) for name, parts in ROUTES.items()}
-    assert before_optimizer["stock fp16, clipping"] == 5 * 4
-    assert before_optimizer["folded, with neither"] == 4
-    assert before_optimizer["one pass"] == 3 * 4
