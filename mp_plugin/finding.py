@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.finite_grads import all_finite
 from mp_plugin.numerics.finiteness import Kind, is_finite
+from mp_plugin.numerics.grad_totals import all_finite
 from mp_plugin.parameter_names import plain_name
 from mp_plugin.rehearsal import forward, rehearsal
 from mp_plugin.scaling.verdict import has_other_ranks

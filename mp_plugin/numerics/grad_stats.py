@@ -1,6 +1,7 @@
 """What many gradients hold, in one read: how large they are, and what of them is NaN, Inf or flushed."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -46,6 +47,11 @@ class GradStats:
     """0-d: the sum of all square sums; its root is the norm, if all values are finite."""
     largest: Tensor
     """0-d: the largest of `amax`; 0 without gradients."""
+
+    @property
+    def marks(self) -> Tensor:
+        """Shape `[n]`: `amax`, but NaN for a gradient that holds a NaN, else Inf for one that holds an Inf."""
+        return self.amax.masked_fill(self.num_inf > 0, math.inf).masked_fill(self.num_nan > 0, math.nan)
 
 
 @torch.no_grad()

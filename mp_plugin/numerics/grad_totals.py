@@ -2,62 +2,84 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.finite_grads import SMALL, grad_amax
+from mp_plugin.numerics.grad_stats import Backend, GradStats, backend_of, grad_stats
 from mp_plugin.numerics.grad_values import device_of, grouped, local_values
 
+SMALL = 4096
+"""Values of a gradient below which a launch of its own costs more, on a CPU, than what is done with them."""
 
-class GradTotals(NamedTuple):
+
+@dataclass(frozen=True, slots=True)
+class GradTotals:
     """What all gradients of a step have in common, on the device of the first."""
 
     found_inf: Tensor
     """fp32, `[1]`: 1.0 if a NaN or an Inf was seen, else 0.0."""
     norm: Tensor | None = None
-    """0-d, fp32 or fp64: the square root of the sum of all squares, if it was asked for; not finite if `found_inf`."""
+    """0-d, fp32 or fp64: the root of the sum of all squares, if it was asked for; means nothing if `found_inf`."""
     amax: Tensor | None = None
     """0-d, fp32 or fp64: the largest magnitude, if it was asked for; means nothing if `found_inf`."""
-    marks: Tensor | None = None
-    """`[len(grads)]`: a number that is not finite for each gradient that is not; None where reading it costs more."""
+    by_gradient: GradStats | Tensor | None = None
+    """What is known of each: statistics, or the largest magnitude, or nothing where reading it costs more."""
+
+    @property
+    def marks(self) -> Tensor | None:
+        """`[len(grads)]`: the largest magnitude of each gradient, where NaN wins over Inf and Inf over any number.
+
+        None where only the totals are known. No sync.
+        """
+        return self.by_gradient.marks if isinstance(self.by_gradient, GradStats) else self.by_gradient
 
 
+@torch.no_grad()
 def grad_totals(grads: Sequence[Tensor], *, norm: bool = False, amax: bool = False) -> GradTotals:
     r"""Tell whether all gradients are finite, and if asked their norm and their largest magnitude together.
 
-    $\lVert g \rVert = (\sum_i \lVert g_i \rVert^2)^{1/2}$, computed as `torch.nn.utils.clip_grad_norm_` does and equal
-    to it bit by bit for fp32 gradients on a CPU; gradients in half precision are added up in fp32. One read on the
-    CPU unless both are asked for. No host sync on an accelerator.
+    $\lVert g \rVert = (\sum_i \lVert g_i \rVert^2)^{1/2}$, on a CPU computed as `torch.nn.utils.clip_grad_norm_` does
+    and equal to it bit by bit for fp32 gradients; gradients in half precision are added up in fp32. One read; without
+    Triton one more for the norm, unless it is all that is asked for on a CPU. No host sync on a GPU.
 
     Args:
-        grads: as for `grad_amax`; of sparse gradients the norm counts coalesced ones right, of distributed ones
-            the local part.
+        grads: as for `grad_stats`; of distributed ones the norm is that of the local part.
         norm: whether to add up the squares.
         amax: whether to find the largest magnitude.
 
     Example:
-        >>> grad_totals([torch.tensor([3.0]), torch.tensor([0.0, -4.0])], norm=True, amax=True)[:3]
-        (tensor([0.]), tensor(5.), tensor(4.))
+        >>> totals = grad_totals([torch.tensor([3.0]), torch.tensor([0.0, -4.0])], norm=True, amax=True)
+        >>> totals.found_inf, totals.norm, totals.amax, totals.marks
+        (tensor([0.]), tensor(5.), tensor(4.), tensor([3., 4.]))
     """
     values = [local_values(grad) for grad in grads]
     device = device_of(values)
     if not any(value.numel() for value in values):
         zero = torch.zeros((), device=device)
-        return GradTotals(zero.reshape(1), zero if norm else None, zero if amax else None)
+        return GradTotals(zero.reshape(1), zero, zero, torch.zeros(len(values), device=device))
+    if backend_of(device) is Backend.triton:
+        stats = grad_stats(values)
+        return GradTotals(stats.found_inf, stats.total_square_sum.sqrt() if norm else None, stats.largest, stats)
     total = _norm(values) if norm else None
-    if device.type != "cpu" or amax:
-        marks = grad_amax(values)
-        largest = marks.max()
-        found_inf = (~largest.isfinite()).float().reshape(1)
-        return GradTotals(found_inf, total, largest if amax else None, marks)
     # A NaN or an Inf spoils every sum that it is part of. Only a sum that is not finite, which huge numbers can also
     # bring about, asks for a closer look. Reading a number costs nothing on a CPU.
-    if math.isfinite((_sum(values) if total is None else total).numpy()):
+    if device.type == "cpu" and not amax and math.isfinite((_sum(values) if total is None else total).numpy()):
         return GradTotals(torch.zeros(1), total)
-    marks = grad_amax(values)
-    return GradTotals((~marks.isfinite().all()).float().reshape(1), total, None, marks)
+    marks = _marks(values)
+    largest = marks.max()
+    return GradTotals((~largest.isfinite()).float().reshape(1), total, largest, marks)
+
+
+def all_finite(grads: Sequence[Tensor]) -> Tensor:
+    """Whether no gradient holds a NaN or an Inf: one read, a 0-d bool tensor, no host sync on a GPU.
+
+    Example:
+        >>> all_finite([torch.ones(2), torch.tensor([float("nan")])])
+        tensor(False)
+    """
+    return grad_totals(grads).found_inf[0] == 0
 
 
 def _norm(values: Sequence[Tensor]) -> Tensor:
@@ -72,14 +94,31 @@ def _norm(values: Sequence[Tensor]) -> Tensor:
     return norm
 
 
+def _marks(values: Sequence[Tensor]) -> Tensor:
+    dtype = torch.float64 if any(value.dtype is torch.float64 for value in values) else torch.float32
+    marks = torch.zeros(len(values), device=device_of(values), dtype=dtype)
+    for indices in grouped(values):
+        is_slow = values[indices[0]].device.type == "cpu"
+        # On a CPU the infinity norm is not vectorised: smallest and largest together take a sixth of its time.
+        large = [place for place in indices if is_slow and values[place].numel() >= SMALL]
+        for place in large:
+            marks[place] = torch.stack(values[place].aminmax()).abs().amax()
+        others = [place for place in indices if not (is_slow and values[place].numel() >= SMALL)]
+        if others:
+            norms = torch.stack(torch._foreach_norm([values[place] for place in others], math.inf))
+            marks[others] = norms.to(marks)
+    return marks
+
+
 def _sum(values: Sequence[Tensor]) -> Tensor:
     """Add up everything, in fp32 at least; on the CPU the cheapest of all reads."""
-    sums: list[Tensor] = []
+    device, sums = device_of(values), list[Tensor]()
     for indices in grouped(values):
         group = [values[i] for i in indices]
         small = [value.reshape(-1) for value in group if value.numel() < SMALL]
         large = [value for value in group if value.numel() >= SMALL]
         together = [torch.cat(small)] if small else []
-        dtype = torch.promote_types(group[0].dtype, torch.float32)
-        sums += [value.sum(dtype=dtype) for value in (*large, *together)]
+        # Formats of 8 bits promote to nothing.
+        dtype = torch.float32 if group[0].itemsize == 1 else torch.promote_types(group[0].dtype, torch.float32)
+        sums += [value.sum(dtype=dtype).to(device) for value in (*large, *together)]
     return torch.stack(sums).sum()

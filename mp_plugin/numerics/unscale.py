@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mp_plugin.numerics.finite_grads import all_finite
+from mp_plugin.numerics.grad_totals import all_finite
 from mp_plugin.numerics.grad_values import device_of, grouped, local_values
 
 

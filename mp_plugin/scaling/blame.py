@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from mp_plugin.numerics.finite_grads import grad_amax
+from mp_plugin.numerics.grad_totals import grad_totals
 from mp_plugin.parameter_names import plain_name
 from mp_plugin.scaling.verdict import gather, gradients
 
@@ -73,7 +73,8 @@ def merge(found: list[dict[str, bool]], *, first_rank: int = 0) -> Blame:
 
 
 def _not_finite(parameters: list[Tensor], tensors: list[Tensor], model: Module) -> dict[str, bool]:
-    return _named(parameters, grad_amax(tensors).tolist(), model)
+    marks = grad_totals(tensors, amax=True).marks
+    return _named(parameters, [] if marks is None else marks.tolist(), model)
 
 
 def _named(parameters: Sequence[Tensor], amax: list[float], model: Module) -> dict[str, bool]:

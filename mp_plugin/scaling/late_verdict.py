@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mp_plugin.numerics.grad_totals import GradTotals
 from mp_plugin.numerics.host_copy import HostCopy
 from mp_plugin.scaling.verdict import Verdict, gather, read_answers
 from mp_plugin.scaling.where import Where
@@ -19,14 +20,16 @@ class LateVerdict:
     Args:
         answers: as `ask` leaves them on the device.
         parameters: that have gradients.
-        marks: `[len(parameters)]`, not finite for each gradient that is not; None if that is not known.
+        totals: what was read of their gradients.
         losses: that the gradients came from, before scaling.
         loss_scale: what they were multiplied by.
         where: the step was made.
 
     Example:
         >>> import torch
-        >>> late = LateVerdict(torch.tensor([1.0, 0.0, 0.0, 0.0]), [], None, [], 1.0, Where(batch_idx=0, rank=0))
+        >>> from mp_plugin.numerics.grad_totals import grad_totals
+        >>> answers, where = torch.tensor([1.0, 0.0, 0.0, 0.0]), Where(batch_idx=0, rank=0)
+        >>> late = LateVerdict(answers, [], grad_totals([]), [], 1.0, where)
         >>> late.read().overflowed
         False
     """
@@ -35,12 +38,12 @@ class LateVerdict:
         self,
         answers: Tensor,
         parameters: Sequence[Tensor],
-        marks: Tensor | None,
+        totals: GradTotals,
         losses: Sequence[Tensor],
         loss_scale: float,
         where: Where,
     ) -> None:
-        self.parameters, self.marks, self.losses = parameters, marks, losses
+        self.parameters, self.totals, self.losses = parameters, totals, losses
         self.loss_scale, self.where = loss_scale, where
         self._answers = HostCopy(answers)
 

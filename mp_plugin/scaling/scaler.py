@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from mp_plugin.config import LossScaling, Policy
 from mp_plugin.errors import ConfigError, UnsupportedError
-from mp_plugin.numerics.finite_grads import all_finite, largest_magnitude
+from mp_plugin.numerics.grad_totals import all_finite, grad_totals
 from mp_plugin.numerics.grad_values import local_values
 from mp_plugin.numerics.unscale import unscale_
 from mp_plugin.scaling.saved_scale import pack_scale, unpack_scale
@@ -99,7 +99,7 @@ class LossScaler:
             found_inf = torch.maximum(found_inf, (~all_finite(grads)).to(found_inf))
         if self._waiting.besides(optimizer):
             self._shared.update(map(id, grads))
-        amax = largest_magnitude(grads) if self.config.policy is Policy.predictive else None
+        amax = grad_totals(grads, amax=True).amax if self.config.policy is Policy.predictive else None
         verdict = agree(found_inf, has_gradients=bool(grads), amax=amax)
         self._verdicts[id(optimizer)] = verdict
         self._waiting.note_again(optimizer)

@@ -43,8 +43,8 @@ def step_unseen(
     found_inf = answers[1].to(home_device(optimizer))
     on_overflow(found_inf)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    marks, losses = unattended.totals.marks, [*guard.losses]
-    guard.outstanding = LateVerdict(answers, parameters, marks, losses, guard.loss_scale, where)
+    losses = [*guard.losses]
+    guard.outstanding = LateVerdict(answers, parameters, unattended.totals, losses, guard.loss_scale, where)
     with unattended.folding(None, found_inf):
         return optimizer.step(closure=closure, **kwargs)
 
@@ -70,7 +70,7 @@ def settle(guard: StepGuard, model: Module) -> None:
     if guard.scaler is not None:
         guard.scaler.learn_late(NOTHING if verdict.overflowed and not to_blame else verdict)
     if verdict.overflowed:
-        blame = blame_marks(late.parameters, late.marks, model, rank=late.where.rank)
+        blame = blame_marks(late.parameters, late.totals.marks, model, rank=late.where.rank)
         incident = guard.count_skip(blame, late.where, explanation, scale_is_to_blame=to_blame)
         stop_if_hopeless(incident, guard.scaler, patience=guard.patience, scale_is_to_blame=to_blame)
         return

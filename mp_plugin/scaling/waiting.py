@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch.optim import Optimizer
 
-from mp_plugin.numerics.finite_grads import grad_amax
+from mp_plugin.numerics.grad_totals import grad_totals
 from mp_plugin.numerics.grad_values import local_part
 from mp_plugin.scaling.verdict import agree_each, gradients
 
@@ -68,4 +68,5 @@ class WaitingGradients:
         now = snapshot(optimizer)
         if not now or now == self._left[id(optimizer)]:
             return bool(now)
-        return bool(grad_amax(gradients(optimizer)).ne(0).any())
+        totals = grad_totals(gradients(optimizer), amax=True)
+        return bool((totals.found_inf > 0) | (totals.amax != 0))

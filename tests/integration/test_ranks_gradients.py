@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from mp_plugin import LossScaling
 from mp_plugin.numerics.clipping import clamp_, scale_to_norm_, squared_norm
-from mp_plugin.numerics.finite_grads import all_finite, grad_amax
+from mp_plugin.numerics.grad_totals import all_finite, grad_totals
 from mp_plugin.numerics.grad_values import settled
 from mp_plugin.numerics.unscale import unscale_
 from mp_plugin.scaling.scaler import LossScaler
@@ -69,7 +69,7 @@ def work(out: Path) -> None:
         grads = spread()
         change(grads)
         result[name] = together(grads)
-    result["amax"] = grad_amax(spread())
+    result["amax"] = grad_totals(spread(), amax=True).marks
     result["sums"] = sums_that_overflow(init_device_mesh("cpu", (2,)), rank)
     result["steps"] = [step_of_a_weight_on_one_rank(value) for value in (1.0, math.inf)]
     torch.save(result, out / f"gradients-rank{rank}.pt")

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from mp_plugin import AdaptivePrecision
-from mp_plugin.numerics.finite_grads import all_finite
+from mp_plugin.numerics.grad_totals import all_finite
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.training import Regression, assert_bitwise_equal, quiet_trainer, regression_data, weights
 

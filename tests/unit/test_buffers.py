@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mp_plugin.buffers import LastGoodBuffers
 from tests.helpers.training import assert_bitwise_equal
-from tests.unit.numerics.test_finite_grads import _operators
+from tests.unit.numerics.test_unscale import _operators
 
 
 class Buffered(torch.nn.Module):

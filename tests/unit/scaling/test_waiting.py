@@ -31,7 +31,7 @@ def forbidden_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("the gradients were read")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mp_plugin.scaling.waiting.grad_amax", fail)
+        patch.setattr("mp_plugin.scaling.waiting.grad_totals", fail)
         yield
 
 

@@ -2,9 +2,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from mp_plugin.numerics.finite_grads import all_finite, grad_amax, largest_magnitude
+from mp_plugin.numerics.grad_totals import all_finite
 from mp_plugin.numerics.grad_values import local_values
 from mp_plugin.numerics.unscale import unscale_
 
@@ -22,57 +21,6 @@ EDGES = {
     "empty": [],
     "many": [float(i) for i in range(-500, 400)],
 }
-
-
-def float64_amax(grad: Tensor) -> float:
-    """The definition, in float64 and plain Python: NaN wins over Inf, Inf over any number."""
-    magnitudes = [abs(value) for value in grad.double().flatten().tolist()]
-    return NAN if any(map(math.isnan, magnitudes)) else max(magnitudes, default=0.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("edge", EDGES)
-def test_amax_of_edge_values(edge: str, dtype: torch.dtype) -> None:
-    grad = torch.tensor(EDGES[edge], dtype=torch.float64).to(dtype)
-    (amax,) = grad_amax([grad]).tolist()
-    assert amax == pytest.approx(float64_amax(grad), rel=0, abs=0, nan_ok=True)
-
-
-def test_amax_keeps_the_order_of_mixed_gradients() -> None:
-    grads = [
-        torch.tensor([1.0, -2.0], dtype=torch.bfloat16),
-        torch.tensor([]),
-        torch.randn(3, 5).t(),
-        torch.tensor([INF], dtype=torch.float16),
-        torch.tensor(-7.0),
-        torch.tensor([NAN], dtype=torch.bfloat16),
-    ]
-    expected = torch.tensor([float64_amax(grad) for grad in grads])
-    torch.testing.assert_close(grad_amax(grads), expected, rtol=0, atol=0, equal_nan=True)
-
-
-def test_amax_of_no_gradients_is_empty() -> None:
-    assert grad_amax([]).shape == (0,)
-
-
-@pytest.mark.parametrize("edge", EDGES)
-def test_largest_magnitude(edge: str) -> None:
-    others = [torch.ones(3), torch.tensor([-2.0], dtype=torch.bfloat16), torch.tensor([]), torch.eye(2).to_sparse()]
-    everything = torch.tensor([*EDGES[edge], -2.0])
-    assert largest_magnitude([*others, torch.tensor(EDGES[edge])]).item() == pytest.approx(
-        float64_amax(everything), rel=0, abs=0, nan_ok=True
-    )
-
-
-def test_the_largest_of_no_gradients_is_zero() -> None:
-    assert largest_magnitude([]).item() == 0
-
-
-@pytest.mark.parametrize("edge", EDGES)
-def test_all_finite(edge: str) -> None:
-    grad = torch.tensor(EDGES[edge])
-    healthy = [torch.ones(3), torch.ones(2, dtype=torch.bfloat16)]
-    assert all_finite([*healthy, grad]).item() is all(map(math.isfinite, EDGES[edge]))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**15, 3.0, 2.0**-10])
@@ -120,7 +68,6 @@ def test_complex_gradients_are_unscaled_in_place(dtype: torch.dtype, is_conjugat
     parts = torch.tensor([3 - 4j, 8 + 1j], dtype=dtype)
     grad = parts.conj() if is_conjugate else parts
     expected = grad.clone().resolve_conj() / 4
-    assert grad_amax([grad]).tolist() == [8.0]
     assert unscale_([grad], 4.0).item() == 0.0
     torch.testing.assert_close(grad.resolve_conj(), expected, rtol=0, atol=0)
     parts[1] = complex(1.0, NAN)
@@ -134,10 +81,6 @@ def test_one_launch_for_many_parameters() -> None:
     names = _operators(lambda: unscale_(grads, 2.0))
     assert len(names) < 12
     assert "aten._local_scalar_dense.default" not in names
-    for read in (all_finite, largest_magnitude):
-        names = _operators(lambda read=read: read(grads))
-        assert len(names) < 12
-        assert "aten._local_scalar_dense.default" not in names
 
 
 def _operators(function: object) -> list[str]:
@@ -161,7 +104,3 @@ def test_a_fault_in_any_group_is_found(position: int) -> None:
     grads[position][1] = INF
     assert not all_finite(grads)
     assert unscale_(grads, 2.0).item() == 1.0
-
-
-def test_a_float64_gradient_beyond_fp32_is_finite() -> None:
-    assert grad_amax([torch.tensor([1e100], dtype=torch.float64), torch.ones(1)]).tolist() == [1e100, 1.0]
