@@ -26,19 +26,21 @@ class UnattendedGradients:
     def __init__(self, optimizer: Optimizer, plan: StepPlan, scaler: LossScaler | None) -> None:
         self._optimizer, self._plan = optimizer, plan
         self._scale = scaler.get_scale() if scaler is not None else 1.0
-        self._grads = gradients(optimizer)
+        # Not the gradients themselves: they would live on beside those of the next backward pass.
+        grads = gradients(optimizer)
+        self._has_gradients = bool(grads)
         wants_amax = scaler is not None and scaler.config.policy is Policy.predictive
-        self.totals: GradTotals = grad_totals(self._grads, norm=plan.max_norm is not None, amax=wants_amax)
+        self.totals: GradTotals = grad_totals(grads, norm=plan.max_norm is not None, amax=wants_amax)
 
     def agree(self) -> Verdict:
         """Return what all ranks know of them; one host sync, none on the CPU."""
         found_inf, amax, norm = self._found()
-        return agree(found_inf, has_gradients=bool(self._grads), amax=amax, norm=norm)
+        return agree(found_inf, has_gradients=self._has_gradients, amax=amax, norm=norm)
 
     def ask(self) -> Tensor:
         """Ask all ranks, without a sync."""
         found_inf, amax, norm = self._found()
-        return ask(found_inf, has_gradients=bool(self._grads), amax=amax, norm=norm)
+        return ask(found_inf, has_gradients=self._has_gradients, amax=amax, norm=norm)
 
     def _found(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         # A rank without gradients has its answer where the others have theirs.
@@ -56,7 +58,7 @@ class UnattendedGradients:
         if self._plan.route is not Route.one_pass or max_norm is None or norm is None:
             return
         if self._changes_anything(verdict):
-            unscale_and_clip_(self._grads, self._scale, norm, max_norm)
+            unscale_and_clip_(gradients(self._optimizer), self._scale, norm, max_norm)
 
     def folding(self, verdict: Verdict | None, found_inf: Tensor | None = None) -> AbstractContextManager[None]:
         """Return the context of the optimizer's step, which does both by itself on the folded route.
@@ -68,7 +70,7 @@ class UnattendedGradients:
         if self._plan.route is not Route.folded:
             return nullcontext()
         divisor = None
-        if self._grads and (verdict is None or self._changes_anything(verdict)):
+        if self._has_gradients and (verdict is None or self._changes_anything(verdict)):
             norm = self.totals.norm if self.totals.norm is not None else self.totals.found_inf.reshape(())
             divisor = grad_scale(self._scale, norm, self._plan.max_norm)
         return folding(self._optimizer, grad_scale=divisor, found_inf=found_inf)
