@@ -25,8 +25,8 @@ def is_foldable(optimizer: Optimizer) -> bool:
     return (
         getattr(optimizer, "_step_supports_amp_scaling", False)
         and type(optimizer).step.__module__.startswith("torch.optim.")
-        # A scheduler of torch wraps the step to count it.
-        and (step is None or hasattr(step, "_wrapped_by_lr_sched"))
+        # A scheduler of torch wraps the class's step to notice it. The mark alone is copied by other wrappers.
+        and (step is None or (hasattr(step, "_wrapped_by_lr_sched") and step.__wrapped__ is type(optimizer).step))
         and not optimizer._optimizer_step_pre_hooks
         and not torch_optimizer._global_optimizer_pre_hooks
     )
