@@ -67,8 +67,7 @@ def take_step(
     is_whole = start is not None and start.forward_passes > forward_passes
     was_unscaled = guard.scaler is not None and guard.scaler.is_unscaled(optimizer)
     settle(guard, model)
-    # What is unscaled already cannot be folded any more.
-    plan = SEPARATE if planner is None or was_unscaled else planner.plan(optimizer)
+    plan = SEPARATE if planner is None else planner.plan(optimizer)
     if not plan.is_exact and start is not None and result is not None:
         after_closure(plan)
         undo = start.buffers.restore_where
@@ -79,7 +78,7 @@ def take_step(
     explanation, scale_is_to_blame, is_retried = NOT_EXPLAINED, False, False
 
     def run_once_more(incident: Incident) -> None:
-        nonlocal result, verdict, is_retried
+        nonlocal result, plan, verdict, is_retried
         is_retried = True
         try:
             with run_again(start, counts_anew=incident.action is Action.fallback):
@@ -91,6 +90,7 @@ def take_step(
             if not has_other_ranks():
                 guard.conclude(incident, cured=False)
             raise
+        plan = SEPARATE if planner is None else planner.plan(optimizer)  # at another loss scale
         verdict = guard.verdict(optimizer, plan)
         guard.conclude(incident, cured=not verdict.overflowed)
 

@@ -42,8 +42,11 @@ class StepPlanner:
 
     def plan(self, optimizer: Optimizer) -> StepPlan:
         """Plan a step whose gradients are there. No sync."""
-        plan = self._plan(optimizer) if self._module.automatic_optimization else SEPARATE
-        self._plugin.step_plan = plan
+        scaler = self._plugin.scaler
+        # What is unscaled already cannot be folded any more.
+        is_unscaled = scaler is not None and scaler.is_unscaled(optimizer)
+        is_by_hand = is_unscaled or not self._module.automatic_optimization
+        self._plugin.step_plan = plan = SEPARATE if is_by_hand else self._plan(optimizer)
         return plan
 
     def _plan(self, optimizer: Optimizer) -> StepPlan:
@@ -54,7 +57,8 @@ class StepPlanner:
         # A hook of the optimizer's own may have come later.
         is_foldable_now = id(optimizer) in self._foldable and is_foldable(optimizer) and may_fold(grads)
         return plan_step(
-            is_attended=self._is_attended or not are_plain(grads),
+            # A scale below 1 makes gradients larger, so that they may overflow as they are divided by it.
+            is_attended=self._is_attended or not are_plain(grads) or self._plugin.loss_scale < 1.0,
             clips_by_value=by_value,
             max_norm=trainer.gradient_clip_val if clips else None,
             is_foldable=is_foldable_now,
