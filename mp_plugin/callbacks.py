@@ -13,6 +13,7 @@ from mp_plugin.instance import replace_attribute
 from mp_plugin.optimizers import raise_vanishing_eps_
 from mp_plugin.report_incident import console_of
 from mp_plugin.scaling.unseen_step import settle
+from mp_plugin.scaling.verdict import has_other_ranks
 
 if TYPE_CHECKING:
     from mp_plugin.precision import AdaptivePrecision
@@ -71,6 +72,11 @@ class PrecisionMonitor(Callback):
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        if not has_other_ranks():  # they would have to be asked, and may never answer
+            try:
+                settle(self.plugin.guard, pl_module)
+            except Exception as error:  # what ended the run is what the user must see
+                log.warning("How the newest step ended could not be found out.", exc_info=error)
         self._end(trainer, "stopped")
 
     def _metrics(self) -> dict[str, float]:

@@ -151,6 +151,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             self._undo.pop()()
         if self.scaler is not None:
             self.scaler.finish()
+        self.guard.outstanding = None
         self.guard.forget_losses()
         self.explainer.live = None
         self._is_fitting, self.start, self.planner, self.formats = True, None, None, None
