@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
@@ -12,7 +13,7 @@ from mp_plugin.hooks import may_edit_after_backward
 from mp_plugin.instance import replace_attribute
 from mp_plugin.optimizers import raise_vanishing_eps_
 from mp_plugin.report_incident import console_of
-from mp_plugin.scaling.unseen_step import settle
+from mp_plugin.scaling.unseen_step import foresee, settle
 from mp_plugin.scaling.verdict import has_other_ranks
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ class PrecisionMonitor(Callback):
             return  # where logging is a warning
         # At the end of an epoch too, for callbacks that monitor one of these.
         if trainer._logger_connector.should_update_logs or trainer.is_last_batch:
-            pl_module.log_dict(self._metrics(), **STEP_METRIC)
+            # On the host, or Lightning would send each number to the device, and its loggers read it back.
+            metrics = {name: torch.tensor(value, device="cpu") for name, value in self._metrics().items()}
+            pl_module.log_dict(metrics, **STEP_METRIC)
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -72,11 +75,14 @@ class PrecisionMonitor(Callback):
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        if not has_other_ranks():  # they would have to be asked, and may never answer
-            try:
-                settle(self.plugin.guard, pl_module)
-            except Exception as error:  # what ended the run is what the user must see
-                log.warning("How the newest step ended could not be found out.", exc_info=error)
+        guard = self.plugin.guard
+        try:
+            if has_other_ranks():  # they would have to be asked of an incident, and may never answer
+                guard.record, guard.outstanding = foresee(guard)[0], None
+            else:
+                settle(guard, pl_module)
+        except Exception as error:  # what ended the run is what the user must see
+            log.warning("How the newest step ended could not be found out.", exc_info=error)
         self._end(trainer, "stopped")
 
     def _metrics(self) -> dict[str, float]:

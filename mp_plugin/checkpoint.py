@@ -36,13 +36,12 @@ class Unpacked(NamedTuple):
 
 def pack(
     precision: str,
-    scaler: LossScaler | None,
+    scaler_state: dict[str, Any],
     record: RunRecord,
     fallback: FallbackState | None = None,
     precision_map: PrecisionMap | None = None,
 ) -> dict[str, Any]:
     """Return the plugin's state as plain types; its scaler part is one that `torch.amp.GradScaler` loads."""
-    scaler_state = scaler.state_dict() if scaler is not None else {}
     own = {"version": STATE_VERSION, "precision": precision, "record": record.state_dict()}
     observed = {} if precision_map is None else {"precision_map": precision_map.as_dict()}
     return {**scaler_state, **own, "fallback": (fallback or FallbackState()).as_dict(), **observed}

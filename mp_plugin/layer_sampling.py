@@ -55,6 +55,8 @@ class _Sample:
     """Whether its layers are looked at in a run of their own."""
     batches: set[int] = field(default_factory=set)
     """Indices of the batches whose layers were looked at: one that is run again does not count again."""
+    is_unseen: bool = False
+    """Whether its gradients were looked at before anybody knew that they are finite."""
     is_watching: bool = False
     """Whether the newest forward pass was looked at as it went."""
     optimizers: set[int] = field(default_factory=set)
@@ -149,19 +151,23 @@ class LayerSampler:
             return nullcontext()
         return self._probes.backward()
 
-    def look(self, start: StepStart | None, optimizer: Optimizer, *, carried_scale: float = 1.0) -> None:
+    def look(
+        self, start: StepStart | None, optimizer: Optimizer, *, carried_scale: float = 1.0, is_unseen: bool = False
+    ) -> None:
         """Look at gradients before they are clipped, if this step is sampled; all ranks together.
 
         Args:
             start: where the step began.
             optimizer: whose gradients.
             carried_scale: what they are still multiplied by.
+            is_unseen: whether nobody knows yet that they are finite.
         """
         sample = self._sample
         if sample is None:
             return
         if self._telemetry.gradients and id(optimizer) not in sample.optimizers:
             sample.optimizers.add(id(optimizer))
+            sample.is_unseen = is_unseen
             with self._stopwatch, self._unharmed():
                 for layer, gradient in held_gradients(self._module, optimizer):
                     self._take(layer, TensorKind.parameter_gradient, gradient, carried_scale=carried_scale)
@@ -178,7 +184,7 @@ class LayerSampler:
             self._sample.rows.read_back()
             self._probes.forget()
         self._waiting, self._sample = self._sample, None
-        if self._module.device.type != "cuda":
+        if self._module.device.type != "cuda" and self._guard.outstanding is None:
             self._deliver()
 
     def finish(self) -> None:
@@ -275,16 +281,13 @@ class LayerSampler:
         with self._stopwatch:
             # All ranks together: a layer may have run on some of them alone, and a sharded gradient lies on all.
             found = merged(gather(sample.rows.found()))
+            if any(incident.step == sample.step for incident in self._guard.record.incidents) and sample.is_unseen:
+                # The step was skipped, as is known by now: its parameters have no gradients.
+                found = {key: each for key, each in found.items() if key[1] is not TensorKind.parameter_gradient}
             if found and self._module.trainer.is_global_zero:
                 with self._unharmed():
-                    samples = in_order(
-                        found,
-                        order=self._order,
-                        step=sample.step,
-                        compute_dtype=self._compute_dtype,
-                        loss_scales=sample.loss_scales,
-                    )
-                    self.report(samples, sample.tracker_step)
+                    numbers = (found, self._order, sample.step, self._compute_dtype, sample.loss_scales)
+                    self.report(in_order(*numbers), sample.tracker_step)
         seconds = self._stopwatch.read()
         self.budget.took(seconds - self._seconds_before, saw_something=bool(found))
         self._seconds_before = seconds

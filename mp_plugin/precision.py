@@ -28,7 +28,7 @@ from mp_plugin.run_view import RunView
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.step_plan import StepPlan
-from mp_plugin.scaling.unseen_step import settle
+from mp_plugin.scaling.unseen_step import foresee
 from mp_plugin.step import take_step
 from mp_plugin.step_planner import StepPlanner
 from mp_plugin.step_start import StepStart
@@ -234,7 +234,8 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
             if self.layer_fallback.may_act and plan.is_exact:
                 step = self.guard.step_index
                 self.layer_fallback.sample(model, self.scaler, step=step, carried_scale=carried_scale)
-            self.sampler.look(self.start, optimizer, carried_scale=carried_scale)
+            is_unseen = not plan.is_exact
+            self.sampler.look(self.start, optimizer, carried_scale=carried_scale, is_unseen=is_unseen)
             if not plan.is_unattended:
                 self._after_closure(model, optimizer)
 
@@ -273,10 +274,8 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        if self.start is not None:
-            settle(self.guard, self.start.module)
-        fallback = (self.layer_fallback.state, self.precision_map)
-        return pack(self.mode.name, self.scaler, self.guard.record, *fallback)
+        record, scaler_state = foresee(self.guard)
+        return pack(self.mode.name, scaler_state, record, self.layer_fallback.state, self.precision_map)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -284,6 +283,7 @@ class AdaptivePrecision(RunView, FSDPCapable):  # type: ignore[misc]  # the scal
         saved = unpack(state_dict, self.scaler if self._is_fitting else None)
         self.layer_fallback.load(saved.fallback, for_good=self._is_fitting)
         if self._is_fitting:
+            self.guard.outstanding = None
             self.guard.record, self.precision_map = saved.record, saved.precision_map
 
     @override

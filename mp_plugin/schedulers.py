@@ -32,14 +32,18 @@ class _HeldOnSkips:
     def __init__(self, module: "pl.LightningModule", guard: StepGuard) -> None:
         self.module, self.guard = module, guard
         self.original = module.lr_scheduler_step
+        self.skips_at_turn: dict[int, int] = {}
 
     def __call__(self, scheduler: Any, metric: Any) -> None:
         record = self.guard.record
         configs = enumerate(self.module.trainer.lr_scheduler_configs)
         places = [(place, config.interval) for place, config in configs if config.scheduler is scheduler]
+        # A step of which nobody knows yet counts as taken; if it was not, the next turn makes up for it.
+        steps = record.effective_step + (self.guard.outstanding is not None)
         for place, interval in places:
-            only_skips = record.skips_in_a_row > 0 and record.effective_step == record.steps_at_turn.get(place, 0)
-            record.steps_at_turn[place] = record.effective_step
+            has_skipped = record.skips_in_a_row > 0 or record.skipped_steps > self.skips_at_turn.get(place, 0)
+            only_skips = has_skipped and steps == record.steps_at_turn.get(place, 0)
+            record.steps_at_turn[place], self.skips_at_turn[place] = steps, record.skipped_steps
             # Before the first step an epoch has nothing to follow either, and torch would warn of the wrong order.
             if only_skips and (interval == "step" or record.effective_step == 0):
                 return

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch.optim import Optimizer
 
 from mp_plugin.hooks import may_edit_gradients, may_look_at_gradients
 from mp_plugin.scaling.folding import are_plain, can_skip, is_foldable, may_fold
 from mp_plugin.scaling.step_plan import SEPARATE, StepPlan, is_exact, plan_step
-from mp_plugin.scaling.verdict import gather, gradients
+from mp_plugin.scaling.verdict import gather, gradients, has_other_ranks, meeting_place
 
 if TYPE_CHECKING:
     from mp_plugin.precision import AdaptivePrecision
@@ -54,16 +55,21 @@ class StepPlanner:
         grads = gradients(optimizer)
         clips = (trainer.gradient_clip_val or 0) > 0
         by_value = clips and trainer.gradient_clip_algorithm == "value"
-        # A hook of the optimizer's own may have come later.
-        is_foldable_now = id(optimizer) in self._foldable and is_foldable(optimizer) and may_fold(grads)
         return plan_step(
             # A scale below 1 makes gradients larger, so that they may overflow as they are divided by it.
             is_attended=self._is_attended or not are_plain(grads) or self._plugin.loss_scale < 1.0,
             clips_by_value=by_value,
             max_norm=trainer.gradient_clip_val if clips else None,
-            is_foldable=is_foldable_now,
+            is_foldable=self._folds(optimizer) and may_fold(grads, divides=clips or self._plugin.scaler is not None),
             is_exact=self._is_exact(optimizer),
         )
+
+    def _folds(self, optimizer: Optimizer) -> bool:
+        if id(optimizer) not in self._foldable:
+            return False
+        # A hook of the optimizer's own may have come since training started. Of several ranks all must go one way, and
+        # what they agreed on then stays.
+        return has_other_ranks() or is_foldable(optimizer)
 
     def _is_exact(self, optimizer: Optimizer) -> bool:
         plugin = self._plugin
@@ -78,8 +84,10 @@ class StepPlanner:
 
 
 def waits_for_nothing(device: torch.device) -> bool:
-    """Whether reading a number on this device costs no time."""
-    return device.type == "cpu"
+    """Whether reading a number on this device costs no time, or costs it at once in any case."""
+    if device.type != "cuda":
+        return True
+    return has_other_ranks() and meeting_place(device, dist.get_backend_config()) != device
 
 
 def _clips_its_own_way(plugin: "AdaptivePrecision") -> bool:

@@ -96,18 +96,21 @@ def _norm(values: Sequence[Tensor]) -> Tensor:
 
 def _marks(values: Sequence[Tensor]) -> Tensor:
     dtype = torch.float64 if any(value.dtype is torch.float64 for value in values) else torch.float32
-    marks = torch.zeros(len(values), device=device_of(values), dtype=dtype)
+    device = device_of(values)
+    # One by one, as a list of places would have to be sent to the device.
+    marks = [torch.zeros((), device=device, dtype=dtype)] * len(values)
     for indices in grouped(values):
         is_slow = values[indices[0]].device.type == "cpu"
         # On a CPU the infinity norm is not vectorised: smallest and largest together take a sixth of its time.
         large = [place for place in indices if is_slow and values[place].numel() >= SMALL]
         for place in large:
-            marks[place] = torch.stack(values[place].aminmax()).abs().amax()
+            marks[place] = torch.stack(values[place].aminmax()).abs().amax().to(device, dtype)
         others = [place for place in indices if not (is_slow and values[place].numel() >= SMALL)]
         if others:
-            norms = torch.stack(torch._foreach_norm([values[place] for place in others], math.inf))
-            marks[others] = norms.to(marks)
-    return marks
+            norms = torch.stack(torch._foreach_norm([values[place] for place in others], math.inf)).to(device, dtype)
+            for place, norm in zip(others, norms.unbind(), strict=True):
+                marks[place] = norm
+    return torch.stack(marks)
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:

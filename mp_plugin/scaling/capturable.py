@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mp_plugin.errors import UnsupportedError
-from mp_plugin.numerics.grad_totals import grad_totals
 from mp_plugin.numerics.host_copy import HostCopy
-from mp_plugin.numerics.one_pass import grad_scale
-from mp_plugin.scaling.folding import are_plain, folding, is_foldable, may_fold
+from mp_plugin.scaling.folding import are_plain, can_skip, is_foldable, may_fold
 from mp_plugin.scaling.scaler import LossScaler
-from mp_plugin.scaling.verdict import ask, gradients, home_device, read_answers
+from mp_plugin.scaling.step_plan import Route, StepPlan
+from mp_plugin.scaling.unattended import UnattendedGradients
+from mp_plugin.scaling.verdict import NUM_ANSWERS, gradients, home_device, read_answers
 
 
 class CapturableStep:
@@ -51,12 +51,13 @@ class CapturableStep:
                 f"A captured step cannot be made by {type(optimizer).__name__} as it is; accepted: one of torch's "
                 "optimizers with fused=True, without hooks before its step."
             )
-        self._optimizer, self._scaler, self._max_norm = optimizer, scaler, max_norm
+        self._optimizer, self._scaler = optimizer, scaler
+        self._plan = StepPlan(route=Route.folded, max_norm=max_norm, is_exact=False)
         device = home_device(optimizer)
         # Where they are, for good: a graph knows them by their addresses.
         self._scale = torch.full((), 1.0 if scaler is None else scaler.get_scale(), device=device)
-        self._answers = torch.zeros(4, device=device)
-        self._copy: HostCopy | None = None
+        self._answers = torch.zeros(NUM_ANSWERS, device=device)
+        self._newest: tuple[HostCopy, float] | None = None
         self.effective_step = 0
         """Steps that changed a weight, as far as the host knows."""
         self.skipped_steps = 0
@@ -70,35 +71,36 @@ class CapturableStep:
     def step(self) -> None:
         """Step, or skip if a gradient on any rank is not finite. To be captured; no sync.
 
+        SGD with momentum has to make a step before the capture: until then it cannot skip on the device.
+
         Raises:
             UnsupportedError: for gradients that are not plain, dense and fp32, all on one device.
         """
-        grads = gradients(self._optimizer)
-        self._check(grads)
-        totals = grad_totals(grads, norm=self._max_norm is not None, amax=True)
-        assert totals.amax is not None, "asked for"
-        self._answers.copy_(ask(totals.found_inf, has_gradients=bool(grads), amax=totals.amax / self._scale))
-        norm = totals.found_inf.reshape(()) if totals.norm is None else totals.norm
-        divisor = grad_scale(self._scale, norm, self._max_norm)
-        with folding(self._optimizer, grad_scale=divisor, found_inf=self._answers[1]):
+        self._check(gradients(self._optimizer))
+        unattended = UnattendedGradients(self._optimizer, self._plan, self._scaler, scale=self._scale)
+        self._answers.copy_(unattended.ask())
+        if not can_skip(self._optimizer) and read_answers(self._answers).overflowed:
+            return
+        with unattended.folding(None, self._answers[1]):
             self._optimizer.step()
 
     def update(self) -> None:
         """Call after each step or replay: begin to read its verdict, and take up that of the step before."""
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()  # of the newest step
         self.finish()
-        self._copy = HostCopy(self._answers.clone())
+        self._newest = HostCopy(self._answers.clone()), scale
 
     def finish(self) -> None:
         """Take up the verdict of the newest step; waits for it."""
-        copy, self._copy = self._copy, None
-        if copy is None:
+        if self._newest is None:
             return
+        (copy, scale), self._newest = self._newest, None
         verdict = read_answers(copy.read())
         if verdict.has_gradients:
             self.effective_step += not verdict.overflowed
             self.skipped_steps += verdict.overflowed
         if self._scaler is not None:
-            self._scaler.learn_late(verdict)
+            self._scaler.learn_late(verdict, scale=scale)
             self._scaler.update()
             self._scale.fill_(self._scaler.get_scale())
 

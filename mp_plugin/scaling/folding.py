@@ -24,6 +24,8 @@ def is_foldable(optimizer: Optimizer) -> bool:
     step: Any = vars(optimizer).get("step")
     return (
         getattr(optimizer, "_step_supports_amp_scaling", False)
+        # A loaded state brings settings of its own, and torch refuses to scale where a group is not fused.
+        and all(group.get("fused") for group in optimizer.param_groups)
         and type(optimizer).step.__module__.startswith("torch.optim.")
         # A scheduler of torch wraps the class's step to notice it. The mark alone is copied by other wrappers.
         and (step is None or (hasattr(step, "_wrapped_by_lr_sched") and step.__wrapped__ is type(optimizer).step))
@@ -40,9 +42,10 @@ def are_plain(grads: Sequence[Tensor]) -> bool:
     )
 
 
-def may_fold(grads: Sequence[Tensor]) -> bool:
-    """Whether plain gradients are all fp32 and on one device: what fused optimizers divide as we would."""
-    return all(grad.dtype is torch.float32 and grad.device == grads[0].device for grad in grads)
+def may_fold(grads: Sequence[Tensor], *, divides: bool = True) -> bool:
+    """Whether plain gradients are on one device, and fp32 if the optimizer divides them: then it does as we would."""
+    devices, dtypes = {grad.device for grad in grads}, {grad.dtype for grad in grads}
+    return len(devices) <= 1 and (not divides or dtypes <= {torch.float32})
 
 
 def can_skip(optimizer: Optimizer) -> bool:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from mp_plugin.numerics.grad_totals import GradTotals
 from mp_plugin.numerics.host_copy import HostCopy
-from mp_plugin.scaling.verdict import Verdict, gather, read_answers
+from mp_plugin.scaling.verdict import Verdict, read_answers
 from mp_plugin.scaling.where import Where
-from mp_plugin.telemetry.cause import Evidence, decide_cause
+from mp_plugin.telemetry.events import Cause
 
 
 class LateVerdict:
@@ -21,29 +21,22 @@ class LateVerdict:
         answers: as `ask` leaves them on the device.
         parameters: that have gradients.
         totals: what was read of their gradients.
-        losses: that the gradients came from, before scaling.
-        loss_scale: what they were multiplied by.
+        loss_scale: what the losses were multiplied by.
         where: the step was made.
 
     Example:
         >>> import torch
         >>> from mp_plugin.numerics.grad_totals import grad_totals
-        >>> answers, where = torch.tensor([1.0, 0.0, 0.0, 0.0]), Where(batch_idx=0, rank=0)
-        >>> late = LateVerdict(answers, [], grad_totals([]), [], 1.0, where)
+        >>> answers, where = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]), Where(batch_idx=0, rank=0)
+        >>> late = LateVerdict(answers, [], grad_totals([]), 1.0, where)
         >>> late.read().overflowed
         False
     """
 
     def __init__(
-        self,
-        answers: Tensor,
-        parameters: Sequence[Tensor],
-        totals: GradTotals,
-        losses: Sequence[Tensor],
-        loss_scale: float,
-        where: Where,
+        self, answers: Tensor, parameters: Sequence[Tensor], totals: GradTotals, loss_scale: float, where: Where
     ) -> None:
-        self.parameters, self.totals, self.losses = parameters, totals, losses
+        self.parameters, self.totals = parameters, totals
         self.loss_scale, self.where = loss_scale, where
         self._answers = HostCopy(answers)
 
@@ -52,23 +45,12 @@ class LateVerdict:
         return read_answers(self._answers.read())
 
 
-def explain_late(late: LateVerdict) -> dict[str, Any]:
-    """Return what can still be known of an overflow once its batch is over: what its losses say; all ranks together.
-
-    Syncs.
-    """
-    losses = [loss.float() for loss in late.losses]
-    here = [all(bool(each.isfinite().all()) for each in each_loss) for each_loss in (losses, _times(losses, late))]
-    finite, scaled_finite = (all(each) for each in zip(*gather(here), strict=True))
-    known = Evidence(loss_finite=finite, scaled_loss_finite=scaled_finite) if losses else Evidence()
-    evidence = {
-        "loss_finite": known.loss_finite,
-        "untraced": "seen late",
-        "missing": ["its batch was over when it was seen: AdaptivePrecision(exact=True) waits for every step"],
+def explain_late(verdict: Verdict, late: LateVerdict) -> dict[str, Any]:
+    """Return what can still be known of an overflow once its batch is over: whether its loss was finite."""
+    why = "its batch was over when it was seen: AdaptivePrecision(exact=True) waits for every step"
+    return {
+        # A loss that is not finite may come from the batch, from the weights or from the forward pass.
+        "cause": Cause.backward if verdict.loss_is_finite else Cause.unknown,
+        "loss_scale": late.loss_scale,
+        "evidence": {"loss_finite": verdict.loss_is_finite, "untraced": "seen late", "missing": [why]},
     }
-    evidence = {name: value for name, value in evidence.items() if value is not None}
-    return {"cause": decide_cause(known), "loss_scale": late.loss_scale, "evidence": evidence}
-
-
-def _times(losses: Sequence[Tensor], late: LateVerdict) -> list[Tensor]:
-    return [loss * late.loss_scale for loss in losses]

@@ -50,8 +50,8 @@ class LossScaler:
         self.state = initial_state(self.config)
         # From unscale_ to step: the verdict on each optimizer's gradients, by the optimizer's id.
         self._verdicts: dict[int, Verdict] = {}
-        # What was learned of the step before; the schedule does not know it yet.
-        self._late = NOTHING
+        # What was learned of the step before, and its scale; the schedule does not know it yet.
+        self._late, self._late_scale = NOTHING, 1.0
         # From step to update: what is known about the gradients of this scale.
         self._stepped: Verdict | None = None
         self._anything_used = False  # gradients of this scale, be it without a word to the schedule
@@ -117,12 +117,12 @@ class LossScaler:
         """Take over a verdict on gradients that are still scaled; whoever steps with them unscales them."""
         self._verdicts[id(optimizer)] = verdict
 
-    def learn_late(self, verdict: Verdict) -> None:
-        """Take over the verdict on a step that is over; the schedule learns of it with the next `update`.
+    def learn_late(self, verdict: Verdict, *, scale: float) -> None:
+        """Take over the verdict on a step that is over, whose losses were multiplied by `scale`.
 
-        Until then gradients made under the present scale are in use.
+        The schedule learns of it with the next `update`: until then gradients made under the present scale are in use.
         """
-        self._late = verdict
+        self._late, self._late_scale = verdict, scale
 
     @contextmanager
     def watch(self, optimizers: Sequence[Optimizer]) -> Iterator[None]:
@@ -181,7 +181,7 @@ class LossScaler:
         Args:
             run_again: whether the batch overflowed and is run again next.
         """
-        self.state = self._next_state(run_again=run_again)
+        self.state = self._next_state(self._late, self._late_scale, run_again=run_again)
         self._forget()
 
     def update_unless_waiting(self, optimizers: Sequence[Optimizer]) -> bool:
@@ -230,23 +230,29 @@ class LossScaler:
         self._anything_used = True
         self._waiting.forget(optimizer)
 
-    def _next_state(self, *, run_again: bool = False) -> ScaleState:
+    def _next_state(self, late: Verdict, late_scale: float, *, run_again: bool = False) -> ScaleState:
         known = reduce(or_, self._verdicts.values(), self._stepped or NOTHING)
-        late = self._late
-        if late.overflowed and known.overflowed:
-            late = NOTHING  # one scale was too high for both
-        state = self.state
-        if late.has_gradients:
-            state = advance(state, overflowed=late.overflowed, config=self.config, amax=late.amax)
-        if known.has_gradients:
-            state = advance(
-                state, overflowed=known.overflowed, config=self.config, amax=known.amax, run_again=run_again
-            )
-        return state
+        scale, state = self.state.scale, self.state
+        # Room for a higher scale, of which a clean step tells, is refuted by an overflow after it.
+        is_refuted = known.overflowed and not late.overflowed and self.config.policy is not Policy.predictive
+        if late.has_gradients and not is_refuted:
+            state = self._after(late, late_scale, state)
+        return self._after(known, scale, state, run_again=run_again) if known.has_gradients else state
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain numbers that `torch.amp.GradScaler` loads too: the state that `update` would lead to."""
-        return pack_scale(self._next_state(), self.config)
+    def _after(self, verdict: Verdict, scale: float, state: ScaleState, *, run_again: bool = False) -> ScaleState:
+        if verdict.overflowed and scale > state.scale:
+            return state  # that scale was too high is known already
+        return advance(state, overflowed=verdict.overflowed, config=self.config, amax=verdict.amax, run_again=run_again)
+
+    def state_dict(self, *, late: Verdict | None = None, late_scale: float = 1.0) -> dict[str, Any]:
+        """Return plain numbers that `torch.amp.GradScaler` loads too: the state that `update` would lead to.
+
+        Args:
+            late: the verdict on a step that is over, as for `learn_late`; None for the one that it has.
+            late_scale: what its losses were multiplied by.
+        """
+        pending = (self._late, self._late_scale) if late is None else (late, late_scale)
+        return pack_scale(self._next_state(*pending), self.config)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the scale where a `LossScaler` or a `torch.amp.GradScaler` left it.
@@ -257,3 +263,4 @@ class LossScaler:
             CheckpointError: for a missing, unknown or impossible value; nothing is loaded then.
         """
         self.state = unpack_scale(state_dict, self.config)
+        self._late = NOTHING

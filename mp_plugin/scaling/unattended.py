@@ -1,5 +1,6 @@
 """Gradients that nobody looks at between the backward pass and the step: read once, unscaled and clipped in passing."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
@@ -21,11 +22,16 @@ class UnattendedGradients:
         optimizer: whose gradients; plain and dense ones.
         plan: how its step is made.
         scaler: of the loss; None without loss scaling.
+        scale: on the device, where it is not the scaler's; fp32 and 0-d.
     """
 
-    def __init__(self, optimizer: Optimizer, plan: StepPlan, scaler: LossScaler | None) -> None:
+    def __init__(
+        self, optimizer: Optimizer, plan: StepPlan, scaler: LossScaler | None, *, scale: Tensor | None = None
+    ) -> None:
         self._optimizer, self._plan = optimizer, plan
-        self._scale = scaler.get_scale() if scaler is not None else 1.0
+        self._scale: float | Tensor = 1.0 if scaler is None else scaler.get_scale()
+        if scale is not None:
+            self._scale = scale
         # Not the gradients themselves: they would live on beside those of the next backward pass.
         grads = gradients(optimizer)
         self._has_gradients = bool(grads)
@@ -37,10 +43,10 @@ class UnattendedGradients:
         found_inf, amax, norm = self._found()
         return agree(found_inf, has_gradients=self._has_gradients, amax=amax, norm=norm)
 
-    def ask(self) -> Tensor:
-        """Ask all ranks, without a sync."""
+    def ask(self, losses: Sequence[Tensor] = ()) -> Tensor:
+        """Ask all ranks, also whether these losses are finite, without a sync."""
         found_inf, amax, norm = self._found()
-        return ask(found_inf, has_gradients=self._has_gradients, amax=amax, norm=norm)
+        return ask(found_inf, has_gradients=self._has_gradients, amax=amax, norm=norm, losses=losses)
 
     def _found(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         # A rank without gradients has its answer where the others have theirs.
@@ -57,6 +63,7 @@ class UnattendedGradients:
         max_norm, norm = self._plan.max_norm, self.totals.norm
         if self._plan.route is not Route.one_pass or max_norm is None or norm is None:
             return
+        assert isinstance(self._scale, float), "a scale on the device is for the folded route"
         if self._changes_anything(verdict):
             unscale_and_clip_(gradients(self._optimizer), self._scale, norm, max_norm)
 
@@ -70,12 +77,14 @@ class UnattendedGradients:
         if self._plan.route is not Route.folded:
             return nullcontext()
         divisor = None
-        if self._has_gradients and (verdict is None or self._changes_anything(verdict)):
+        if self._has_gradients and self._changes_anything(verdict):
             norm = self.totals.norm if self.totals.norm is not None else self.totals.found_inf.reshape(())
             divisor = grad_scale(self._scale, norm, self._plan.max_norm)
         return folding(self._optimizer, grad_scale=divisor, found_inf=found_inf)
 
-    def _changes_anything(self, verdict: Verdict) -> bool:
-        """Whether gradients are scaled or too large: dividing by 1 costs a write."""
+    def _changes_anything(self, verdict: Verdict | None) -> bool:
+        """Whether gradients are scaled, or too large as far as is known: dividing by 1 costs a write."""
+        if isinstance(self._scale, Tensor) or self._scale != 1.0:
+            return True
         max_norm = self._plan.max_norm
-        return self._scale != 1.0 or (max_norm is not None and verdict.norm + 1e-6 >= max_norm)
+        return max_norm is not None and (verdict is None or verdict.norm + 1e-6 >= max_norm)

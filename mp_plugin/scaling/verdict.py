@@ -26,6 +26,8 @@ class Verdict:
     """Largest magnitude of all true gradients, if somebody asked for it; means nothing after an overflow."""
     norm: float = 0.0
     """Norm of one rank's gradients before they are unscaled, if somebody asked for it; likewise."""
+    loss_is_finite: bool = True
+    """Whether every loss of every rank is finite, if somebody asked for it."""
 
     def __or__(self, other: "Verdict") -> "Verdict":
         """What is known about the gradients of both."""
@@ -34,6 +36,7 @@ class Verdict:
             has_gradients=self.has_gradients or other.has_gradients,
             amax=max(self.amax, other.amax),
             norm=max(self.norm, other.norm),
+            loss_is_finite=self.loss_is_finite and other.loss_is_finite,
         )
 
 
@@ -48,17 +51,19 @@ def gradients(optimizer: Optimizer) -> list[Tensor]:
     found = []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is None:
+            grad = parameter.grad
+            if grad is None:
                 continue
-            whole = settled(parameter.grad)
-            if whole is not parameter.grad:
-                parameter.grad = whole
-            found.append(whole)
+            if type(grad) is not Tensor or grad.is_sparse:  # most are neither, and there may be ten thousand
+                whole = settled(grad)
+                if whole is not grad:
+                    parameter.grad = grad = whole
+            found.append(grad)
     return found
 
 
 def agree(found_inf: Tensor, *, has_gradients: bool, amax: Tensor | None = None, norm: Tensor | None = None) -> Verdict:
-    """Combine what every rank found into one verdict: one all-reduce of four numbers, one host sync (none on the CPU).
+    """Combine what every rank found into one verdict: one all-reduce of five numbers, one host sync (none on the CPU).
 
     Every rank calls this, or `ask`, at the same step or none does. Without other ranks it only reads the numbers.
 
@@ -76,15 +81,36 @@ def agree(found_inf: Tensor, *, has_gradients: bool, amax: Tensor | None = None,
     return Verdict(bool(found_inf.numpy()), has_gradients, largest, total)
 
 
-def ask(found_inf: Tensor, *, has_gradients: bool, amax: Tensor | None = None, norm: Tensor | None = None) -> Tensor:
+NUM_ANSWERS = 5
+"""Numbers that ranks exchange about a step."""
+
+
+def ask(
+    found_inf: Tensor,
+    *,
+    has_gradients: bool,
+    amax: Tensor | None = None,
+    norm: Tensor | None = None,
+    losses: Sequence[Tensor] = (),
+) -> Tensor:
     """Ask all ranks for what `agree` tells, and leave their answers on the device. No host sync.
 
+    Args:
+        found_inf: as for `agree`, like the others.
+        has_gradients: whether this rank has any.
+        amax: their largest magnitude.
+        norm: their norm.
+        losses: that they came from; whether all are finite is asked too.
+
     Returns:
-        fp32, `[4]`: whether any rank has gradients and found a NaN or an Inf, the largest magnitude and norm.
+        fp32, `[5]`: whether any rank has gradients, and found a NaN or an Inf, the largest magnitude and norm, and
+        whether a loss is not finite.
     """
     found = found_inf.reshape(1).float()
     numbers = [torch.full_like(found, float(has_gradients)), found]
     numbers += [torch.zeros_like(found) if each is None else each.reshape(1).to(found) for each in (amax, norm)]
+    lost = [(~loss.isfinite().all()).reshape(1).to(found) for loss in losses]
+    numbers.append(torch.stack(lost).amax(dim=0) if lost else torch.zeros_like(found))
     answers = torch.cat(numbers)
     if has_other_ranks():
         answers = answers.to(meeting_place(answers.device, dist.get_backend_config()))
@@ -94,8 +120,8 @@ def ask(found_inf: Tensor, *, has_gradients: bool, amax: Tensor | None = None, n
 
 def read_answers(answers: Tensor) -> Verdict:
     """Return the verdict that `ask` asked for; waits for it."""
-    has_gradients, overflowed, amax, norm = _read(answers)
-    return Verdict(bool(overflowed), bool(has_gradients), amax, norm)
+    has_gradients, overflowed, amax, norm, lost = _read(answers)
+    return Verdict(bool(overflowed), bool(has_gradients), amax, norm, not lost)
 
 
 def agree_each(answers: Sequence[bool], optimizers: Sequence[Optimizer]) -> list[bool]:

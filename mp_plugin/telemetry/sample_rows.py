@@ -73,7 +73,6 @@ def merged(parts: Iterable[Found]) -> Found:
 
 def in_order(
     found: Found,
-    *,
     order: Sequence[str],
     step: int,
     compute_dtype: str,

@@ -26,13 +26,13 @@ def record_of(steps: int) -> RunRecord:
 
 def test_round_trip() -> None:
     into = scaler_at(2)
-    record = unpack(pack("16-mixed", scaler_at(64), record_of(3)), into).record
+    record = unpack(pack("16-mixed", scaler_at(64).state_dict(), record_of(3)), into).record
     assert (into.get_scale(), record) == (64, record_of(3))
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [("16-mixed", "bf16-mixed"), ("bf16-mixed", "16-mixed")])
 def test_a_run_may_change_its_precision(saved: str, loaded: str) -> None:
-    state = pack(saved, scaler_at(64) if saved == "16-mixed" else None, record_of(3))
+    state = pack(saved, scaler_at(64).state_dict() if saved == "16-mixed" else {}, record_of(3))
     into = scaler_at(2) if loaded == "16-mixed" else None
     assert unpack(state, into).record == record_of(3)
     assert into is None or into.get_scale() == 2
@@ -66,14 +66,14 @@ def test_a_run_may_change_its_precision(saved: str, loaded: str) -> None:
 def test_damage_is_refused_and_nothing_loaded(damage: dict[str, Any], message: str) -> None:
     into = scaler_at(2)
     with pytest.raises(CheckpointError, match=message):
-        unpack({**pack("16-mixed", scaler_at(64), record_of(3)), **damage}, into)
+        unpack({**pack("16-mixed", scaler_at(64).state_dict(), record_of(3)), **damage}, into)
     assert into.get_scale() == 2
 
 
 @pytest.mark.parametrize("key", ["version", "precision", "record", "scale", "_growth_tracker"])
 @pytest.mark.parametrize("into", [scaler_at(2), None], ids=["fp16", "bf16"])
 def test_a_missing_part_is_refused_whoever_loads(key: str, into: LossScaler | None) -> None:
-    state = pack("16-mixed", scaler_at(64), record_of(3))
+    state = pack("16-mixed", scaler_at(64).state_dict(), record_of(3))
     del state[key]
     with pytest.raises(CheckpointError, match=f"state has {key}=None; accepted: "):
         unpack(state, into)
@@ -82,13 +82,13 @@ def test_a_missing_part_is_refused_whoever_loads(key: str, into: LossScaler | No
 
 @pytest.mark.parametrize("saved", ["16-mixed", "bf16-mixed"])
 def test_an_unknown_key_is_refused_without_a_scaler_too(saved: str) -> None:
-    state = pack(saved, scaler_at(64) if saved == "16-mixed" else None, record_of(3))
+    state = pack(saved, scaler_at(64).state_dict() if saved == "16-mixed" else {}, record_of(3))
     with pytest.raises(CheckpointError, match=r"state has unknown \['scael'\]; accepted: \['_growth_tracker', "):
         unpack({**state, "scael": 8.0}, None)
 
 
 def test_a_state_without_what_stock_does_not_know_is_taken() -> None:
-    state, into = pack("16-mixed", scaler_at(64), record_of(3)), scaler_at(2)
+    state, into = pack("16-mixed", scaler_at(64).state_dict(), record_of(3)), scaler_at(2)
     for key in ("hysteresis_tracker", "overflows_at_floor", "growth_factor", "backoff_factor", "growth_interval"):
         del state[key]
     unpack(state, into)
@@ -103,7 +103,7 @@ def test_a_state_that_is_no_dict_is_refused(state: Any) -> None:
 
 def test_a_scale_is_taken_from_a_16_mixed_run_only() -> None:
     into = scaler_at(2)
-    unpack({**pack("16-mixed", scaler_at(64), record_of(1)), "precision": "bf16-mixed"}, into)
+    unpack({**pack("16-mixed", scaler_at(64).state_dict(), record_of(1)), "precision": "bf16-mixed"}, into)
     assert into.get_scale() == 2
 
 
@@ -159,8 +159,8 @@ def test_a_stock_state_that_is_damaged_is_refused() -> None:
 def test_the_precision_map_comes_along() -> None:
     layers = {"head": LayerFormat(format="fp32", why="proved", since_step=3, is_island=True, bears_parameters=True)}
     observed = PrecisionMap(precision="bf16-mixed", layers=layers)
-    state = pack("bf16-mixed", None, record_of(3), precision_map=observed)
+    state = pack("bf16-mixed", {}, record_of(3), precision_map=observed)
     assert unpack(state, None).precision_map == observed
-    assert unpack(pack("bf16-mixed", None, record_of(3)), None).precision_map is None
+    assert unpack(pack("bf16-mixed", {}, record_of(3)), None).precision_map is None
     with pytest.raises(CheckpointError, match="The precision state has precision_map=3; .*accepted: a table"):
         unpack({**state, "precision_map": 3}, None)

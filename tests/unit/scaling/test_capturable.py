@@ -119,3 +119,23 @@ def test_nothing_waits() -> None:
         capturable.step()
     assert "_fused_adamw_" in names.seen
     assert not names.seen & {"_local_scalar_dense", "is_nonzero", "equal", "masked_select"}
+
+
+def test_a_first_step_with_momentum_that_overflows_leaves_nothing_behind() -> None:
+    """torch makes the buffers of a fused SGD in its first step, and fills them in a kernel that a skip leaves out."""
+    net = layer()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=True)
+    capturable, before = CapturableStep(optimizer), [weight.clone() for weight in weights(net)]
+    for index, batch in enumerate(batches()[:2]):
+        optimizer.zero_grad(set_to_none=False)
+        net(batch).square().mean().backward()
+        if index == 0:
+            net.bias.grad[0] = float("inf")  # type: ignore[index]
+        capturable.step()
+        capturable.update()
+        if index == 0:
+            assert all(map(torch.equal, weights(net), before))
+            assert not optimizer.state
+    capturable.finish()
+    assert (capturable.effective_step, capturable.skipped_steps) == (1, 1)
+    assert all(weight.isfinite().all() for weight in weights(net))

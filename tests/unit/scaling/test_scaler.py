@@ -8,6 +8,7 @@ import torch
 from mp_plugin.config import LossScaling
 from mp_plugin.errors import CheckpointError, ConfigError
 from mp_plugin.scaling.scaler import LossScaler
+from mp_plugin.scaling.verdict import Verdict
 
 
 def train(scaler: Any, *, fused: bool, steps: int = 12, overflow_at: tuple[int, ...] = (3, 4)) -> list[torch.Tensor]:
@@ -165,3 +166,35 @@ def sgd_with_gradient(gradient: float, dtype: torch.dtype = torch.float32) -> to
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=dtype))
     parameter.grad = torch.tensor([gradient], dtype=dtype)
     return torch.optim.SGD([parameter], lr=1.0)
+
+
+OVERFLOW, CLEAN = (Verdict(overflowed=each, has_gradients=True) for each in (True, False))
+
+
+@pytest.mark.parametrize(
+    ("late", "late_scale", "known", "options", "expected"),
+    [
+        (OVERFLOW, 1024.0, None, {}, 512.0),
+        (OVERFLOW, 1024.0, OVERFLOW, {}, 512.0),  # one scale was too high for both
+        (OVERFLOW, 2048.0, None, {}, 1024.0),  # it has been lowered since
+        (OVERFLOW, 1024.0, OVERFLOW, {"hysteresis": 2}, 512.0),  # two overflows at one scale
+        (OVERFLOW, 1024.0, CLEAN, {}, 512.0),
+        (CLEAN, 1024.0, None, {"growth_interval": 1}, 2048.0),
+        (CLEAN, 1024.0, OVERFLOW, {"growth_interval": 1}, 512.0),  # there was no room for a higher scale
+        (CLEAN, 1024.0, CLEAN, {"growth_interval": 2}, 2048.0),
+    ],
+)
+def test_a_late_verdict_and_one_that_is_known_move_the_scale_together(
+    late: Verdict, late_scale: float, known: Verdict | None, options: dict[str, Any], expected: float
+) -> None:
+    scaler = LossScaler(LossScaling(init_scale=1024.0, **options))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    if known is not None:
+        scaler.take(optimizer, known)
+    scaler.learn_late(late, scale=late_scale)
+    assert scaler.state_dict()["scale"] == expected
+    assert scaler.get_scale() == 1024.0
+    scaler.update()
+    assert scaler.get_scale() == expected
+    scaler.update()
+    assert scaler.get_scale() == expected
