@@ -14,7 +14,8 @@ def is_foldable(optimizer: Optimizer) -> bool:
     """Whether an optimizer divides its gradients by `grad_scale` and obeys `found_inf`, before anybody looks at them.
 
     Those are torch's own fused ones. A subclass with a `step` of its own, a hook before the step or a `step` that was
-    replaced might look at gradients that are still scaled.
+    replaced might look at gradients that are still scaled. A compiled step is the same step: torch runs fused ones as
+    they are.
 
     Example:
         >>> parameters = [torch.nn.Parameter(torch.ones(2))]
@@ -27,11 +28,19 @@ def is_foldable(optimizer: Optimizer) -> bool:
         # A loaded state brings settings of its own, and torch refuses to scale where a group is not fused.
         and all(group.get("fused") for group in optimizer.param_groups)
         and type(optimizer).step.__module__.startswith("torch.optim.")
-        # A scheduler of torch wraps the class's step to notice it. The mark alone is copied by other wrappers.
-        and (step is None or (hasattr(step, "_wrapped_by_lr_sched") and step.__wrapped__ is type(optimizer).step))
+        and (step is None or _is_torchs_own(step, type(optimizer).step))
         and not optimizer._optimizer_step_pre_hooks
         and not torch_optimizer._global_optimizer_pre_hooks
     )
+
+
+def _is_torchs_own(step: Any, class_step: Any) -> bool:
+    """Whether what an optimizer has instead of its class's step is that one, compiled or counted by a scheduler."""
+    step = getattr(step, "_torchdynamo_orig_callable", step)
+    if getattr(step, "__func__", None) is class_step:
+        return True
+    # A scheduler of torch wraps the step to notice it. The mark alone is copied by other wrappers.
+    return hasattr(step, "_wrapped_by_lr_sched") and step.__wrapped__ is class_step
 
 
 def are_plain(grads: Sequence[Tensor]) -> bool:
