@@ -6,7 +6,7 @@ unscale reads and writes it, and so does the copy, of as many bytes, but `LARGES
 a round, in which all take turns; between two calls a large write drives the gradients out of the caches. On a GPU the
 clock is the device's own, which starts when the host has launched everything: what the launches cost the host is a
 figure by itself. `grad_stats` runs as it does in a healthy step, and once more counting what fp16 would flush, as a
-sample does.
+sample does. On one thread, where a CPU does the work.
 
     python benchmarks/kernel_bandwidth.py [--device cuda] [--rounds 15] [--quick]
 """
@@ -170,6 +170,7 @@ def main() -> None:
     check_device(chosen.device)
     device = torch.device(chosen.device)
     found = circumstances(chosen.device)
+    torch.set_num_threads(1)
     stopwatch = Stopwatch(device)
     rounds = chosen.rounds or (3 if chosen.quick else 15 if stopwatch.is_cuda else 5)
     rows, left_out = [], []

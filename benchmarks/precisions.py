@@ -40,7 +40,7 @@ SIZES = {"cpu": (("small", 1), ("small", 8)), "cuda": (("full", 1), ("small", 1)
 """Of a model, and how many times its batch."""
 SCALE = 2.0**8
 """Of every fp16 training: none of these gradients overflows at it."""
-WARM_UP, FEWEST_SAMPLES, MOST_SAMPLES = 3, 3, 10
+WARM_UP, MOST_SAMPLES = 3, 10
 SECONDS, SECONDS_OF_A_SAMPLE, SECONDS_OF_ENERGY = 3.0, 0.1, 1.0
 
 
@@ -57,11 +57,12 @@ def measure(model: str, size: str, times: int, precision: str, device: str, *, i
     with TemporaryDirectory() as folder, without_tf32() if precision == "fp32" else nullcontext():
         options = {"default_root_dir": folder}
         fit = PacedFit(chosen, plugin, device=device, optimizer={"fused": True}, trainer=options)
-        fit.run(1 if is_quick else WARM_UP)
+        if fit.run(1) < SECONDS / WARM_UP and not is_quick:
+            fit.run(WARM_UP)
         forget_peak(device)  # cuDNN tries what takes most, and settles for less
         step_seconds = fit.run(1)
         steps = max(1, int(SECONDS_OF_A_SAMPLE / step_seconds))
-        num_samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, int(SECONDS / (steps * step_seconds))))
+        num_samples = min(MOST_SAMPLES, max(1, int(SECONDS / (steps * step_seconds))))
         samples = [fit.run(steps) / steps for _ in range(2 if is_quick else num_samples)]
         peak = _resident_bytes("VmHWM") if device == "cpu" else peak_bytes(device) or 0
         items, unit = chosen.items
