@@ -88,8 +88,12 @@ class LastGoodBuffers:
             lambda: ([], [])
         )
         for slot in self._slots:
-            copy = self._copies.get(id(slot.buffer))
-            if copy is not None and slot.is_in_shape() and _is_writable(slot.now):
+            if slot.is_in_shape() and _is_writable(slot.now):
+                # What has no copy could not be written to, and holds what it held.
+                copy = self._copies.get(id(slot.buffer), slot.buffer).to(slot.now.device, non_blocking=True)
+                if slot.now.is_conj():  # torch takes no lists of those
+                    slot.now.copy_(torch.where(found_inf.to(slot.now.device) > 0, copy, slot.now))
+                    continue
                 now, good = groups[slot.now.device, slot.now.dtype]
                 now.append(slot.now)
                 good.append(copy)

@@ -211,7 +211,7 @@ def test_a_buffer_of_an_odd_kind_does_no_harm(kind: str, caplog: pytest.LogCaptu
     odd = ODD[kind]()
     module.register_buffer("odd", odd)
     good = LastGoodBuffers(module)
-    for restore in (good.restore, good.restore_non_finite):
+    for restore in (good.restore, good.restore_non_finite, lambda: good.restore_where(torch.ones(()))):
         good.save()
         module.running_mean.fill_(math.nan)
         restore()
@@ -222,14 +222,15 @@ def test_a_buffer_of_an_odd_kind_does_no_harm(kind: str, caplog: pytest.LogCaptu
     assert ("odd (not dense)" in caplog.text) == is_named
 
 
+@pytest.mark.parametrize("restore", ["restore_non_finite", "restore_where"])
 @pytest.mark.parametrize("kind", ["expanded", "inference"])
-def test_what_cannot_be_written_to_comes_back_once_it_is_replaced(kind: str) -> None:
+def test_what_cannot_be_written_to_comes_back_once_it_is_replaced(kind: str, restore: str) -> None:
     module = torch.nn.Module()
     module.register_buffer("odd", ODD[kind]())
     good = LastGoodBuffers(module)
     good.save()
     module.odd = module.odd * math.nan
-    good.restore_non_finite()
+    getattr(good, restore)(*[torch.ones(())] * (restore == "restore_where"))
     assert module.odd.tolist() == [1, 1, 1]
 
 
@@ -259,3 +260,72 @@ def test_the_bound_is_on_the_sum() -> None:
         buffer.fill_(math.nan)
     good.restore()
     assert [bool(buffer.isfinite().all()) for buffer in module.buffers()] == [True, True, False]
+
+
+class Mixed(torch.nn.Module):
+    """Buffers of several kinds, one of them under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3)
+        self.register_buffer("matrix", torch.ones(2, 3).t())
+        self.register_buffer("short", torch.ones(5, dtype=torch.bfloat16))
+        self.register_buffer("phase", torch.ones(2, dtype=torch.complex64))
+        self.register_buffer("mirrored", torch.ones(2, dtype=torch.complex64).conj())
+        self.register_buffer("flag", torch.tensor(True))
+        self.register_buffer("tied", self.norm.running_mean)
+        self.register_buffer("empty", torch.zeros(0))
+
+    def spoil(self) -> None:
+        for buffer in self.buffers():
+            buffer.fill_(math.nan if buffer.is_floating_point() or buffer.is_complex() else 0)
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_a_device_decides_whether_they_go_back(found: float) -> None:
+    module = Mixed()
+    module.norm.num_batches_tracked.fill_(5)
+    good = LastGoodBuffers(module)
+    good.save()
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.spoil()
+    written = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    identities = [id(buffer) for buffer in module.buffers()]
+    good.restore_where(torch.tensor(found))
+    expected = before if found else written
+    torch.testing.assert_close(dict(module.named_buffers()), expected, rtol=0, atol=0, equal_nan=True)
+    assert [id(buffer) for buffer in module.buffers()] == identities
+
+
+def test_a_device_that_decides_waits_for_nobody_and_launches_four_per_kind() -> None:
+    good = LastGoodBuffers(Buffered())
+    good.save()
+    found_inf = torch.zeros(())
+    found = _operators(lambda: good.restore_where(found_inf))
+    launches = [name for name in found if "view" not in name and "split" not in name]
+    assert len(launches) == 2 * 5, "one comparison, two flat copies, one choice, one copy back"
+    assert not any(name.startswith(("aten._local_scalar_dense", "aten.nonzero")) for name in found)
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_a_buffer_that_was_replaced_keeps_its_tensor_where_a_device_decides(found: float) -> None:
+    module = Assigning()
+    good = LastGoodBuffers(module)
+    module(torch.ones(2, 3))
+    good.save()
+    module(torch.full((2, 3), math.nan))
+    there = module.inner.mean
+    good.restore_where(torch.tensor(found))
+    assert module.inner.mean is there
+    assert bool(there.isnan().any()) is not bool(found)
+    assert module.steps == (1 if found else 2)
+
+
+def test_a_buffer_of_another_shape_is_left_alone_where_a_device_decides() -> None:
+    module = Mixed()
+    good = LastGoodBuffers(module)
+    good.save()
+    module.short = torch.full((6,), math.nan)
+    module.phase = None
+    good.restore_where(torch.ones(()))
+    assert module.short.isnan().all()
