@@ -329,6 +329,8 @@ def test_an_exception_in_the_middle_leaves_nothing_behind() -> None:
         ({"precision": "fp16_true", "scaling": LossScaling()}, r"precision='16-true' has no loss scale to configure"),
         ({"precision": "fp16", "scaling": {"init_scale": 2}}, r"scaling={'init_scale': 2} is not accepted"),
         ({"telemetry": {"max_traced": 2}}, r"telemetry={'max_traced': 2} is not accepted; accepted: a Telemetry, or"),
+        ({"exact": 1}, "exact=1 is not accepted; accepted: True, False, or None"),
+        ({"exact": "no"}, "exact=.no. is not accepted"),
         ({"device": "warp"}, r"device='warp' is not a device type; accepted: 'cpu'"),
     ],
 )

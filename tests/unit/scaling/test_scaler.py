@@ -198,3 +198,87 @@ def test_a_late_verdict_and_one_that_is_known_move_the_scale_together(
     assert scaler.get_scale() == expected
     scaler.update()
     assert scaler.get_scale() == expected
+
+
+def gradient_of(optimizer: torch.optim.Optimizer) -> float:
+    return float(optimizer.param_groups[0]["params"][0].grad)
+
+
+def weight_of(optimizer: torch.optim.Optimizer) -> float:
+    return float(optimizer.param_groups[0]["params"][0].detach())
+
+
+def test_a_verdict_that_is_taken_over_leaves_the_gradients_alone() -> None:
+    scaler, optimizer = LossScaler(LossScaling(init_scale=8.0)), sgd_with_gradient(16.0)
+    scaler.take(optimizer, CLEAN)
+    assert scaler.is_unscaled(optimizer)
+    assert scaler.verdict(optimizer) is CLEAN
+    assert gradient_of(optimizer) == 16.0
+    scaler.step(optimizer)
+    assert not scaler.is_unscaled(optimizer)
+
+
+@pytest.mark.parametrize(("verdict", "scale"), [(OVERFLOW, 4.0), (CLEAN, 16.0)])
+def test_a_verdict_that_is_taken_over_moves_the_scale(verdict: Verdict, scale: float) -> None:
+    scaler, optimizer = LossScaler(LossScaling(init_scale=8.0, growth_interval=1)), sgd_with_gradient(16.0)
+    before = weight_of(optimizer)
+    scaler.take(optimizer, verdict)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == scale
+    assert (weight_of(optimizer) == before) is verdict.overflowed
+
+
+@pytest.mark.parametrize("growth_interval", [1, 2, 3])
+@pytest.mark.parametrize("found", [(), (0,), (2, 4), (1, 5, 7)], ids=str)
+def test_late_verdicts_move_the_scale_as_grad_scaler_does_one_step_later(
+    found: tuple[int, ...], growth_interval: int
+) -> None:
+    scaler = LossScaler(LossScaling(init_scale=1024.0, growth_interval=growth_interval))
+    theirs = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=growth_interval)
+    ours, oracle = [], []
+    for step in range(8):
+        optimizer = sgd_with_gradient(math.inf if step in found else 1.0)
+        theirs.scale(torch.ones(()))
+        theirs.step(optimizer)
+        theirs.update()
+        oracle.append(theirs.get_scale())
+        scale = scaler.get_scale()
+        scaler.update()
+        scaler.learn_late(OVERFLOW if step in found else CLEAN, scale=scale)
+        ours.append(scaler.get_scale())
+    scaler.finish()
+    assert [*ours[1:], scaler.get_scale()] == oracle
+
+
+def test_a_verdict_that_nobody_has_taken_over_can_be_saved_too() -> None:
+    scaler = LossScaler(LossScaling(init_scale=8.0))
+    assert scaler.state_dict(late=OVERFLOW, late_scale=8.0)["scale"] == 4.0
+    assert scaler.state_dict(late=OVERFLOW, late_scale=16.0)["scale"] == 8.0
+    scaler.update()
+    assert scaler.get_scale() == 8.0
+
+
+def test_a_predictive_scale_learns_from_late_magnitudes() -> None:
+    late, in_time = (LossScaler(LossScaling(policy="predictive")) for _ in range(2))  # type: ignore[arg-type]
+    for step in range(40):
+        optimizer = sgd_with_gradient(in_time.get_scale() * 2.0 ** (step % 5))
+        in_time.step(optimizer)
+        in_time.update()
+        late.learn_late(Verdict(overflowed=False, has_gradients=True, amax=2.0 ** (step % 5)), scale=late.get_scale())
+        late.update()
+        assert late.state == in_time.state
+    assert late.get_scale() != LossScaling().init_scale
+
+
+@pytest.mark.parametrize("forget", ["restart", "load"])
+def test_a_late_verdict_of_another_run_is_forgotten(forget: str) -> None:
+    scaler = LossScaler(LossScaling(init_scale=8.0))
+    saved = scaler.state_dict()
+    scaler.learn_late(OVERFLOW, scale=8.0)
+    if forget == "restart":
+        scaler.restart()
+    else:
+        scaler.load_state_dict(saved)
+    scaler.update()
+    assert scaler.get_scale() == 8.0

@@ -1,11 +1,23 @@
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from mp_plugin.scaling.verdict import Verdict, agree, agree_each, gradients, meeting_place
+from mp_plugin.scaling.verdict import (
+    NOTHING,
+    NUM_ANSWERS,
+    Verdict,
+    agree,
+    agree_each,
+    ask,
+    gradients,
+    meeting_place,
+    read_answers,
+)
 from tests.helpers.ranks import run_on_ranks
 
 
@@ -52,17 +64,67 @@ def test_the_largest_magnitude_travels_along() -> None:
     assert verdict | small == small | verdict == Verdict(overflowed=True, has_gradients=True, amax=3.5)
 
 
+@pytest.mark.parametrize("amax", [None, 3.5])
+@pytest.mark.parametrize("norm", [None, 7.0])
+@pytest.mark.parametrize("has_gradients", [True, False])
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_to_ask_is_to_agree_without_waiting(
+    found: float, has_gradients: bool, norm: float | None, amax: float | None
+) -> None:
+    numbers: dict[str, Any] = {
+        "amax": None if amax is None else torch.tensor(amax),
+        "norm": None if norm is None else torch.tensor(norm, dtype=torch.float64),
+    }
+    found_inf = torch.tensor([found])
+    verdict = agree(found_inf, has_gradients=has_gradients, **numbers)
+    assert verdict == Verdict(bool(found), has_gradients, amax=amax or 0.0, norm=norm or 0.0)
+    answers = ask(found_inf, has_gradients=has_gradients, **numbers)
+    assert (answers.shape, answers.dtype) == ((NUM_ANSWERS,), torch.float32)
+    assert read_answers(answers) == verdict
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("losses", "finite"),
+    [
+        ((), True),
+        ((1.0,), True),
+        ((1.0, 6e4), True),
+        ((math.nan,), False),
+        ((math.inf, 1.0), False),
+        ((1.0, -math.inf), False),
+    ],
+)
+def test_losses_are_asked_about(losses: tuple[float, ...], finite: bool, dtype: torch.dtype) -> None:
+    given = [torch.tensor(loss, dtype=dtype) for loss in losses]
+    answers = ask(torch.zeros(1), has_gradients=True, losses=given)
+    assert read_answers(answers) == Verdict(overflowed=False, has_gradients=True, loss_is_finite=finite)
+
+
+def test_what_is_known_of_both() -> None:
+    one = Verdict(overflowed=False, has_gradients=True, amax=1.0, norm=5.0)
+    assert one | NOTHING == NOTHING | one == one
+    other = Verdict(overflowed=True, has_gradients=False, amax=2.0, norm=3.0)
+    assert one | other == Verdict(overflowed=True, has_gradients=True, amax=2.0, norm=5.0)
+    lost = replace(one, loss_is_finite=False)
+    assert one | lost == lost | one == lost
+
+
 @pytest.mark.xdist_group("ranks")
 def test_ranks_agree(tmp_path: Path) -> None:
     """Trap 18: an Inf on rank 1 alone, gradients on rank 0 alone, and the larger gradient, are known to both."""
     run_on_ranks(_agree_on_rank, str(tmp_path))
     verdicts = [(tmp_path / f"rank{rank}").read_text() for rank in range(2)]
-    assert verdicts == [f"{Verdict(overflowed=True, has_gradients=True, amax=2.0)} [True, False, True]"] * 2
+    expected = Verdict(overflowed=True, has_gradients=True, amax=2.0, norm=6.0)
+    assert verdicts == [f"{expected} [True, False, True] True"] * 2
 
 
 def _agree_on_rank(out: str) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    verdict = agree(torch.tensor([float(rank)]), has_gradients=rank == 0, amax=torch.tensor(2.0 - rank))
+    known = {"amax": torch.tensor(2.0 - rank), "norm": torch.tensor(5.0 + rank)}
+    verdict = agree(torch.tensor([float(rank)]), has_gradients=rank == 0, **known)
+    losses = [torch.tensor(math.nan if rank == 1 else 1.0)]
+    asked = read_answers(ask(torch.tensor([float(rank)]), has_gradients=rank == 0, losses=losses, **known))
     each = agree_each([rank == 0, False, rank == 1], [torch.optim.SGD([torch.zeros(1)], lr=1.0)] * 3)
-    Path(out, f"rank{rank}").write_text(f"{verdict} {each}")
+    Path(out, f"rank{rank}").write_text(f"{verdict} {each} {asked == replace(verdict, loss_is_finite=False)}")
