@@ -67,9 +67,11 @@ LONG_BENCHMARKS = import_time small_steps advisor explain telemetry loss_scaling
 # `make bench-gpu GPU_OPTIONS="--device cpu --quick"` rehearses it where there is no GPU.
 GPU_OPTIONS = --device cuda
 
-# $(call run_each,python,names,options): one that fails keeps no other from running, and make fails in the end.
+# $(call run_each,python,names,options): one that fails keeps no other from running, and make fails in the end, with
+# what was measured in the tables of docs/performance.md.
 run_each = for name in $(2); do echo "== benchmarks/$$name.py"; \
 	  PYTHONPATH=. $(1) "benchmarks/$$name.py" $(3) || failed="$$failed $$name"; done; \
+	  PYTHONPATH=. $(1) benchmarks/performance_page.py || failed="$$failed performance_page"; \
 	  [ -z "$$failed" ] || { echo "These failed:$$failed." >&2; exit 1; }
 
 bench: .venv/dev ## run the benchmarks that end in minutes on a CPU, one after the other

@@ -14,6 +14,8 @@ from mp_plugin.devices import Device, Support, allow_tf32, this_machine
 from mp_plugin.environment import versions
 from mp_plugin.formats import FORMATS
 from mp_plugin.modes import ALIASES, MODES, Mode
+from mp_plugin.numerics.grad_stats import Backend, backend_of
+from mp_plugin.scaling.step_plan import Route
 
 WIDTH = 512
 """Features of the layers whose training step is timed: enough for matrix units to matter, quick on the slowest CPU."""
@@ -34,7 +36,7 @@ def report() -> RenderableType:
     parts: list[RenderableType] = [_versions()]
     for device in this_machine():
         ratios = measure(device)
-        parts += [_precisions(device, ratios), _remarks(device, ratios)]
+        parts += [_precisions(device, ratios), _remarks(device, ratios), _gradients(device)]
     return Group(*parts)
 
 
@@ -124,6 +126,26 @@ def _remarks(device: Device, ratios: dict[str, float]) -> Table:
     for group in GROUPS:
         table.add_row(f" {group}", remark(_mode(group), device, ratios.get(group)))
     return table
+
+
+def _gradients(device: Device) -> Table:
+    table = Table(title="Gradients between backward pass and step", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("read by", reader(device.type))
+    table.add_row("fused=True", f"{Route.folded.value} route: the optimizer unscales and clips")
+    table.add_row("other optimizers", f"{Route.one_pass.value} route with clipping by norm, else separate")
+    table.add_row("hooks that look", f"{Route.separate.value} route: unscaled, hooks, clipped")
+    return table
+
+
+def reader(device_type: str) -> str:
+    """Say who reads the gradients of a step on this type of device."""
+    if backend_of(torch.device(device_type)) is Backend.triton:
+        return "a Triton kernel: one launch for all of a dtype, and a small one to add up"
+    if device_type == "cuda":
+        return "PyTorch, as Triton does not work here: the same numbers, in two reads"
+    return "PyTorch: one read"
 
 
 def _training_step(mode: Mode, device_type: str) -> Callable[[], None]:

@@ -31,6 +31,7 @@ def recorded(folder: Path, *, failing: str) -> tuple[list[str], "subprocess.Comp
 
 
 ALL = [f". benchmarks/{name}.py --device cuda" for name in ("one", "two", "three")]
+ALL.append(". benchmarks/performance_page.py")
 
 
 def test_all_benchmarks_run_where_there_is_a_gpu(tmp_path):

@@ -1,10 +1,13 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from mp_plugin.devices import Device
-from mp_plugin.doctor import GROUPS, measure, remark, report
+from mp_plugin.doctor import GROUPS, measure, reader, remark, report
 from mp_plugin.modes import parse_mode
+from mp_plugin.numerics.grad_stats import Backend
+from mp_plugin.scaling.step_plan import Route
 
 CPU = Device(type="cpu")
 
@@ -16,6 +19,20 @@ def test_every_precision_of_this_machine_gets_a_row_and_a_remark() -> None:
     for group in GROUPS:
         assert text.count(f" {group} ") >= 2
     assert "torch" in text
+
+
+def test_it_says_who_reads_the_gradients_and_which_way_they_go() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(report())
+    text = console.export_text()
+    assert "PyTorch: one read" in text
+    assert all(f"{route.value} route" in text for route in Route)
+
+
+@pytest.mark.parametrize(("backend", "words"), [(Backend.triton, "a Triton kernel"), (Backend.pytorch, "in two reads")])
+def test_a_gpu_without_triton_is_told_of(monkeypatch: pytest.MonkeyPatch, backend: Backend, words: str) -> None:
+    monkeypatch.setattr("mp_plugin.doctor.backend_of", lambda device: backend)
+    assert words in reader("cuda")
 
 
 def test_fp32_is_the_measure() -> None:
