@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD, AdamW
 
 from mp_plugin import AdaptivePrecision, LossScaling
@@ -17,7 +19,8 @@ from mp_plugin.scaling.step_plan import Route, StepPlan
 from mp_plugin.scaling.unseen_step import settle, step_unseen
 from mp_plugin.scaling.where import Where
 from tests.helpers.ranks import run_on_ranks
-from tests.helpers.sharding import counters, on_both, without_batch
+from tests.helpers.sharding import FSDPOnCPU, counters, on_both, spoil_on_rank_one, without_batch
+from tests.helpers.sharding import train as train_on_ranks
 from tests.helpers.training import Regression, assert_bitwise_equal, quiet_trainer, regression_data, weights
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -31,6 +34,12 @@ class SpoiledOnRankOne(Regression):
     def on_after_backward(self) -> None:
         if self.trainer.global_rank == 1 and self.trainer.fit_loop.batch_idx == 1:
             self.net[0].weight.grad.fill_(float("inf"))  # type: ignore[union-attr, operator]
+
+
+class SpoiledWithoutNorm(Regression):
+    """The same, of weights that may be sharded."""
+
+    on_after_backward = spoil_on_rank_one
 
 
 class Branches(Regression):
@@ -97,6 +106,8 @@ def train_all(out: Path) -> None:
         for name, way in WAYS.items():
             data = regression_data(batches=20)
             save(train(made(Regression, way), way, "ddp", "fp16", data, policy), out / f"{policy}-{name}")
+    for sharding in ("fsdp1", "fsdp2"):
+        save(train_sharded(sharding), out / sharding)
     save(steps_by_hand(), out / "by-hand")
     save(broken_off(), out / "broken-off")
 
@@ -143,6 +154,35 @@ def test_both_learn_the_same_scale(trained: Path, policy: str, way: str) -> None
     assert one["scale"] == other["scale"] == exact["scale"]
     assert (one["scale"] != SCALE) is (policy == "predictive")
     torch.testing.assert_close(one["weights"], exact["weights"], rtol=0, atol=1e-6)
+
+
+# Sharded.
+
+
+class ShardedByTorch(SpoiledWithoutNorm):
+    def configure_model(self) -> None:
+        for part in (self.net[0], self.net[2], self):
+            fully_shard(part, mesh=self.device_mesh["data_parallel"])  # type: ignore[index, operator]
+
+
+def train_sharded(sharding: str) -> dict[str, Any]:
+    """With a fused optimizer and nobody to wait for: a part of a norm is no norm, and a DTensor no plain tensor."""
+    strategy = FSDPOnCPU() if sharding == "fsdp1" else ModelParallelStrategy(2, 1)
+    model = SpoiledWithoutNorm if sharding == "fsdp1" else ShardedByTorch
+    plugin = AdaptivePrecision("fp16", scaling=LossScaling(init_scale=SCALE, retries=0), exact=False)
+    module = model(optimizer=AdamW, lr=0.01, fused=True)
+    options = {} if sharding == "fsdp1" else {"gradient_clip_val": 0.05}
+    result = train_on_ranks(module, strategy, plugin, **options)
+    return {**result, "plan": str(plugin.step_plan)}
+
+
+@pytest.mark.parametrize("sharding", ["fsdp1", "fsdp2"])
+def test_sharded_gradients_stay_on_the_separate_route(trained: Path, sharding: str) -> None:
+    one, other = on_both(trained, sharding)
+    assert one["plan"] == other["plan"] == "separate route"
+    assert_bitwise_equal([*one["weights"].values()], [*other["weights"].values()])
+    assert counters(one) == counters(other) == [3, 1, 0]
+    assert one["scale"] == other["scale"] == SCALE / 2
 
 
 # By hand, where one rank has no gradients, or no overflow, of its own.

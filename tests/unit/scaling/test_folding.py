@@ -46,6 +46,13 @@ def test_a_step_of_its_own_is_not_torch_s() -> None:
     assert not is_foldable(OwnStep(parameters(), fused=True))
 
 
+def test_a_group_that_is_fused_no_longer_does_not_fold() -> None:
+    """A state that is loaded brings settings of its own."""
+    optimizer, saved = sgd(), SGD(parameters(), lr=1.0, fused=False).state_dict()
+    optimizer.load_state_dict(saved)
+    assert not is_foldable(optimizer)
+
+
 def test_a_hook_before_the_step_looks_until_it_is_removed() -> None:
     optimizer = sgd()
     undo = optimizer.register_step_pre_hook(lambda *_: None)
@@ -110,7 +117,9 @@ def test_what_a_fused_optimizer_divides_as_we_would() -> None:
     assert may_fold([])
     assert may_fold([torch.ones(1), torch.ones(2)])
     assert not may_fold([torch.ones(1), PLAIN["bf16"]])
-    assert not may_fold([torch.ones(1), torch.ones(2, device="meta")])
+    assert may_fold([torch.ones(1), PLAIN["bf16"]], divides=False)
+    for divides in (True, False):
+        assert not may_fold([torch.ones(1), torch.ones(2, device="meta")], divides=divides)
 
 
 def test_momentum_buffers_must_be_there_before_a_step_may_be_skipped() -> None:
