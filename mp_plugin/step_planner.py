@@ -55,13 +55,14 @@ class StepPlanner:
         grads = gradients(optimizer)
         clips = (trainer.gradient_clip_val or 0) > 0
         by_value = clips and trainer.gradient_clip_algorithm == "value"
+        folds = self._folds(optimizer) and may_fold(grads, divides=clips or self._plugin.scaler is not None)
         return plan_step(
             # A scale below 1 makes gradients larger, so that they may overflow as they are divided by it.
             is_attended=self._is_attended or not are_plain(grads) or self._plugin.loss_scale < 1.0,
             clips_by_value=by_value,
             max_norm=trainer.gradient_clip_val if clips else None,
-            is_foldable=self._folds(optimizer) and may_fold(grads, divides=clips or self._plugin.scaler is not None),
-            is_exact=self._is_exact(optimizer),
+            is_foldable=folds,
+            is_exact=not folds or self._is_exact(optimizer),
         )
 
     def _folds(self, optimizer: Optimizer) -> bool:
@@ -73,14 +74,14 @@ class StepPlanner:
 
     def _is_exact(self, optimizer: Optimizer) -> bool:
         plugin = self._plugin
-        return is_exact(
+        must_wait = is_exact(
             plugin.exact,
             is_free=waits_for_nothing(self._module.device),
             # A cure is proved on the batch that needs it.
             needs_batch=plugin.layer_fallback.may_act,
             is_steady=plugin.guard.clean_steps.are_steady(plugin.loss_scale),
-            can_skip=can_skip(optimizer),
         )
+        return must_wait or not can_skip(optimizer)
 
 
 def waits_for_nothing(device: torch.device) -> bool:

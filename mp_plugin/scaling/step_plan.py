@@ -67,7 +67,7 @@ def plan_step(
     return SEPARATE if max_norm is None else StepPlan(route=Route.one_pass, max_norm=max_norm)
 
 
-def is_exact(exact: bool | None, *, is_free: bool, needs_batch: bool, is_steady: bool, can_skip: bool) -> bool:
+def is_exact(exact: bool | None, *, is_free: bool, needs_batch: bool, is_steady: bool) -> bool:
     """Decide whether the verdict must be known before the step, should the route leave a choice.
 
     Args:
@@ -75,12 +75,9 @@ def is_exact(exact: bool | None, *, is_free: bool, needs_batch: bool, is_steady:
         is_free: whether waiting costs nothing, as on the CPU.
         needs_batch: whether an incident is worth more than its skip, as its batch proves a cure.
         is_steady: whether nothing has gone wrong for a while.
-        can_skip: whether the optimizer can be told to skip its step.
 
     Example:
-        >>> is_exact(None, is_free=False, needs_batch=False, is_steady=True, can_skip=True)
+        >>> is_exact(None, is_free=False, needs_batch=False, is_steady=True)
         False
     """
-    if not can_skip:
-        return True
     return exact if exact is not None else is_free or needs_batch or not is_steady
