@@ -27,6 +27,7 @@ class StepPlanner:
     def __init__(self, plugin: "AdaptivePrecision", module: "pl.LightningModule") -> None:
         self._plugin, self._module = plugin, module
         self._is_attended = True
+        self._callbacks: list[int] = []
         self._foldable: set[int] = set()
 
     def start(self) -> None:
@@ -38,17 +39,23 @@ class StepPlanner:
         answers = gather((edits, looks, [is_foldable(optimizer) for optimizer in optimizers]))
         plugin.guard.looks_twice = any(edits for edits, _, _ in answers)
         self._is_attended = any(looks for _, looks, _ in answers)
+        self._callbacks = self._callbacks_now()
         foldable = [all(each) for each in zip(*(each for _, _, each in answers), strict=True)]
         self._foldable = {id(optimizer) for optimizer, folds in zip(optimizers, foldable, strict=True) if folds}
 
     def plan(self, optimizer: Optimizer) -> StepPlan:
         """Plan a step whose gradients are there. No sync."""
         scaler = self._plugin.scaler
+        if not has_other_ranks() and self._callbacks != self._callbacks_now():
+            self.start()  # somebody has come since training started
         # What is unscaled already cannot be folded any more.
         is_unscaled = scaler is not None and scaler.is_unscaled(optimizer)
         is_by_hand = is_unscaled or not self._module.automatic_optimization
         self._plugin.step_plan = plan = SEPARATE if is_by_hand else self._plan(optimizer)
         return plan
+
+    def _callbacks_now(self) -> list[int]:
+        return [id(callback) for callback in self._module.trainer.callbacks]  # type: ignore[attr-defined]
 
     def _plan(self, optimizer: Optimizer) -> StepPlan:
         trainer = self._module.trainer

@@ -533,3 +533,23 @@ def test_gradients_that_overflow_as_they_are_divided_are_noticed(options: dict[s
     model = fit(plugin, Huge(**options), **CLIPPED)
     assert (plugin.effective_step, plugin.skipped_steps) == (7, 1)
     assert all(weight.isfinite().all() for weight in weights(model))
+
+
+def test_a_callback_that_comes_late_is_noticed() -> None:
+    class Looking(Callback):
+        norms: list[float]
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            self.norms.append(float(pl_module.net[0].weight.grad.norm()))
+
+    class Inviting(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 4:
+                trainer.callbacks.append(looking)
+
+    looking = Looking()
+    looking.norms = []
+    _, seen = train(plugin_of(exact=False), Regression(fused=True), Inviting())
+    assert seen == [LATE] * 4 + [(Route.separate, True)] * 4
+    assert all(0 < norm < 10 for norm in looking.norms)
+    assert len(looking.norms) == 4
