@@ -11,7 +11,7 @@ from mp_plugin.errors import TrainingDivergedError
 from mp_plugin.scaling.guard import StepGuard
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.step_plan import Route, StepPlan
-from mp_plugin.scaling.unseen_step import settle, step_unseen
+from mp_plugin.scaling.unseen_step import foresee, settle, step_unseen
 from mp_plugin.scaling.where import Where
 from mp_plugin.telemetry.events import Action, Cause
 
@@ -157,3 +157,25 @@ def test_nothing_outstanding_is_nothing_to_settle() -> None:
     training = Training()
     training.settle()
     assert training.counted == (0, 0)
+
+
+@pytest.mark.parametrize("is_scaled", [True, False])
+@pytest.mark.parametrize("loss", [1.0, math.nan])
+@pytest.mark.parametrize("gradient", [None, 0.5, math.inf])
+def test_what_is_foreseen_comes_true(gradient: float | None, loss: float, is_scaled: bool) -> None:
+    """And to foresee it changes nothing."""
+    training = Training(is_scaled=is_scaled, growth_interval=2)
+    training.step(0.5)
+    training.step(gradient, loss=loss)
+    before = (training.counted, training.guard.loss_scale, training.guard.outstanding)
+    (record, state), again = foresee(training.guard), foresee(training.guard)
+    assert (record.effective_step, record.skipped_steps) == (again[0].effective_step, again[0].skipped_steps)
+    assert (training.counted, training.guard.loss_scale, training.guard.outstanding) == before
+    training.settle()
+    assert (record.effective_step, record.skipped_steps) == training.counted
+    scaler = training.guard.scaler
+    assert state == ({} if scaler is None else scaler.state_dict())
+    assert foresee(training.guard) == (training.guard.record, state)
+    if scaler is not None:
+        backs_off = gradient == math.inf and math.isfinite(loss)
+        assert state["scale"] == (SCALE / 2 if backs_off else SCALE if gradient != 0.5 else 2 * SCALE)
