@@ -159,6 +159,11 @@ def _untraced(incident: Incident) -> str:
         return "To have the operator and its line named, raise Telemetry.max_traced."
     if why == "no closure":
         return "Wait for the next one: a step that cannot be run again is traced when it happens anew."
+    if why == "seen late":
+        return (
+            "Wait for the next one: for a while every step is waited for, and traced if it overflows. "
+            "AdaptivePrecision(exact=True) always waits."
+        )
     return _unknown(incident)
 
 

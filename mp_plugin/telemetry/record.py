@@ -40,7 +40,7 @@ class RunRecord:
     """Incidents of each known origin, in words."""
     by_trace: Counter[str] = field(default_factory=Counter)
     """Incidents that were `traced`, and the others by what their evidence has as `untraced`: `repeat`, `budget`, `off`,
-    `no closure`, `not reproduced`, else `unknown`."""
+    `no closure`, `not reproduced`, `seen late`, else `unknown`."""
     known: dict[Signature, Incident] = field(default_factory=dict)
     """The first traced incident of each origin, without its victims and its evidence."""
     incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=KEPT_INCIDENTS))

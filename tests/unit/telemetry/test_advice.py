@@ -164,6 +164,7 @@ def test_without_an_origin_it_tells_how_to_get_one(cause: Cause) -> None:
     assert advised(untraced="budget") == "To have the operator and its line named, raise Telemetry.max_traced."
     assert advised(untraced="off") == advised(untraced="budget")
     assert advised(untraced="no closure").startswith("Wait for the next one")
+    assert advised(untraced="seen late").endswith("AdaptivePrecision(exact=True) always waits.")
     report = "Please report it, with its line of telemetry/incidents.jsonl."
     assert advised() == report
     assert advised(missing=["no loss", "no batch"]) == f"{report} Not found out: no loss; no batch."
