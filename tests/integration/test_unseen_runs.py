@@ -72,8 +72,13 @@ def test_the_newest_step_of_a_run_that_breaks_off_is_counted(
     assert plugin.loss_scale == SCALE / 2 ** (5 - taken)
 
 
-def test_what_ended_the_run_is_what_the_user_sees(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """A device that is out of order has no verdict to give."""
+@pytest.mark.parametrize("has_others", [True, False])
+def test_what_ended_the_run_is_what_the_user_sees(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any, has_others: bool
+) -> None:
+    """A device that is out of order has no verdict to give, and none is left to the next fit."""
+    monkeypatch.setattr("mp_plugin.callbacks.has_other_ranks", lambda: has_others)
+    plugin = plugin_of()
 
     def read(_: Any) -> Any:
         raise OSError("no device")
@@ -86,8 +91,9 @@ def test_what_ended_the_run_is_what_the_user_sees(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("mp_plugin.scaling.late_verdict.LateVerdict.read", read)
     with pytest.raises(RuntimeError, match="on purpose"):
-        fit(plugin_of(), BreaksAtOnce(fused=True))
+        fit(plugin, BreaksAtOnce(fused=True))
     assert "could not be found out" in caplog.text
+    assert plugin.guard.outstanding is None
 
 
 @pytest.mark.parametrize("asks", [True, False])
