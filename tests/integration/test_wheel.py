@@ -150,7 +150,7 @@ def test_the_apps_own_file_wins(environment, tmp_path):
     ours = json.loads(run_checked(*show, "+precision=fp32", cwd=tmp_path).stdout)["precision"]
     targets = {name: ours.pop(name)["_target_"] for name in ("telemetry", "fallback")}
     assert targets == {"telemetry": "mp_plugin.Telemetry", "fallback": "mp_plugin.Fallback"}
-    assert ours == {"_target_": "mp_plugin.AdaptivePrecision", "precision": "32-true", "device": None}
+    assert ours == {"_target_": "mp_plugin.AdaptivePrecision", "precision": "32-true", "device": None, "exact": None}
 
 
 def test_the_apps_own_plugins_are_not_lost(environment, tmp_path):
