@@ -59,14 +59,15 @@ class StepPlanner:
 
     def _plan(self, optimizer: Optimizer) -> StepPlan:
         trainer = self._module.trainer
+        clips, folds = (trainer.gradient_clip_val or 0) > 0, self._folds(optimizer)
+        if self._is_attended or not (clips or folds):
+            return SEPARATE  # whatever the gradients are
         grads = gradients(optimizer)
-        clips = (trainer.gradient_clip_val or 0) > 0
-        by_value = clips and trainer.gradient_clip_algorithm == "value"
-        folds = self._folds(optimizer) and may_fold(grads, divides=clips or self._plugin.scaler is not None)
+        folds = folds and may_fold(grads, divides=clips or self._plugin.scaler is not None)
         return plan_step(
             # A scale below 1 makes gradients larger, so that they may overflow as they are divided by it.
-            is_attended=self._is_attended or not are_plain(grads) or self._plugin.loss_scale < 1.0,
-            clips_by_value=by_value,
+            is_attended=not are_plain(grads) or self._plugin.loss_scale < 1.0,
+            clips_by_value=clips and trainer.gradient_clip_algorithm == "value",
             max_norm=trainer.gradient_clip_val if clips else None,
             is_foldable=folds,
             is_exact=not folds or self._is_exact(optimizer),

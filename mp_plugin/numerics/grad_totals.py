@@ -118,9 +118,10 @@ def _sum(values: Sequence[Tensor]) -> Tensor:
     device, sums = device_of(values), list[Tensor]()
     for indices in grouped(values):
         group = [values[i] for i in indices]
-        small = [value.reshape(-1) for value in group if value.numel() < SMALL]
+        small = [value for value in group if value.numel() < SMALL]
         large = [value for value in group if value.numel() >= SMALL]
-        together = [torch.cat(small)] if small else []
+        # What DDP puts gradients together with: no Python for each.
+        together = [torch._utils._flatten_dense_tensors(small)] if small else []  # type: ignore[no-untyped-call]
         # Formats of 8 bits promote to nothing.
         dtype = torch.float32 if group[0].itemsize == 1 else torch.promote_types(group[0].dtype, torch.float32)
         sums += [value.sum(dtype=dtype).to(device) for value in (*large, *together)]

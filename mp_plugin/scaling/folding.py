@@ -45,9 +45,10 @@ def _is_torchs_own(step: Any, class_step: Any) -> bool:
 
 def are_plain(grads: Sequence[Tensor]) -> bool:
     """Whether gradients are plain, dense and of a format that can be unscaled: neither sharded, sparse nor fp16."""
-    return all(
-        type(grad) is Tensor and grad.layout is torch.strided and grad.dtype in (torch.float32, torch.bfloat16)
-        for grad in grads
+    return (
+        set(map(type, grads)) <= {Tensor}
+        and {grad.layout for grad in grads} <= {torch.strided}
+        and {grad.dtype for grad in grads} <= {torch.float32, torch.bfloat16}
     )
 
 
