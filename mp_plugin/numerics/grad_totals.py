@@ -57,8 +57,8 @@ def grad_totals(grads: Sequence[Tensor], *, norm: bool = False, amax: bool = Fal
     values = [local_values(grad) for grad in grads]
     device = device_of(values)
     if not any(value.numel() for value in values):
-        zero = torch.zeros((), device=device)
-        return GradTotals(zero.reshape(1), zero, zero, torch.zeros(len(values), device=device))
+        zeros = torch.zeros(1 + len(values), device=device, dtype=torch.float32)
+        return GradTotals(zeros[:1], zeros[0], zeros[0], zeros[1:])
     if backend_of(device) is Backend.triton:
         stats = grad_stats(values)
         return GradTotals(stats.found_inf, stats.total_square_sum.sqrt() if norm else None, stats.largest, stats)
@@ -66,7 +66,7 @@ def grad_totals(grads: Sequence[Tensor], *, norm: bool = False, amax: bool = Fal
     # A NaN or an Inf spoils every sum that it is part of. Only a sum that is not finite, which huge numbers can also
     # bring about, asks for a closer look. Reading a number costs nothing on a CPU.
     if device.type == "cpu" and not amax and math.isfinite((_sum(values) if total is None else total).numpy()):
-        return GradTotals(torch.zeros(1), total)
+        return GradTotals(torch.zeros(1, device=device, dtype=torch.float32), total)
     marks = _marks(values)
     largest = marks.max()
     return GradTotals((~largest.isfinite()).float().reshape(1), total, largest, marks)

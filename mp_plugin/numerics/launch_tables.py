@@ -51,17 +51,18 @@ def tables_of(flat: Sequence[Tensor], block: int, min_chunk_numel: int) -> Table
     numels = tuple(values.numel() for values in flat)
     addresses = tuple(values.data_ptr() for values in flat)
     layout = _on_device(_layouts, (device, block, numels), lambda: _layout(numels, device, block, min_chunk_numel))
-    sent = _on_device(_addresses, (device, addresses), lambda: _send(torch.tensor(addresses), device))
+    sent = _on_device(_addresses, (device, addresses), lambda: _send(torch.tensor(addresses, device="cpu"), device))
     return None if layout is None or sent is None else Tables(sent, layout)
 
 
 def _layout(numels: Sequence[int], device: torch.device, block: int, min_chunk_numel: int) -> Layout:
     chunk_numel = max(min_chunk_numel, -(-sum(numels) // (MAX_CHUNKS * block)) * block)
-    lengths = torch.tensor(numels)
+    lengths = torch.tensor(numels, device="cpu")  # whatever the default device is
     num_chunks = (lengths + (chunk_numel - 1)) // chunk_numel
     ends = num_chunks.cumsum(0)
-    segments = torch.cat([torch.stack([ends - num_chunks, ends], dim=1), torch.tensor([[0, int(ends[-1])]])])
-    tensor_of_row = torch.arange(len(numels)).repeat_interleave(num_chunks)
+    whole = torch.tensor([[0, int(ends[-1])]], device="cpu")
+    segments = torch.cat([torch.stack([ends - num_chunks, ends], dim=1), whole])
+    tensor_of_row = torch.arange(len(numels), device="cpu").repeat_interleave(num_chunks)
     sent = [_send(table, device) for table in (lengths, segments.int(), tensor_of_row.int())]
     return Layout(sent[0], sent[1], sent[2], chunk_numel)
 

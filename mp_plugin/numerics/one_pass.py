@@ -63,5 +63,6 @@ def grad_scale(scale: float | Tensor, norm: Tensor, max_norm: float | None) -> T
         >>> grad_scale(2.0, torch.tensor(10.0), max_norm=1.0)
         tensor(10.0000)
     """
-    whole = scale if isinstance(scale, Tensor) else torch.full((), scale, device=norm.device)
+    # What a fused kernel is given it reads as fp32, whatever the default is.
+    whole = scale if isinstance(scale, Tensor) else torch.full((), scale, device=norm.device, dtype=torch.float32)
     return whole if max_norm is None else whole / clip_coefficient(norm * (1.0 / scale), max_norm).float()

@@ -62,8 +62,8 @@ def fp32_at_most(value: float) -> float:
     """
     if value >= torch.finfo(torch.float32).max:
         return torch.finfo(torch.float32).max
-    nearest = torch.tensor(value, dtype=torch.float32)
-    return (nearest if nearest.item() <= value else nearest.nextafter(torch.zeros(()))).item()
+    nearest = torch.tensor(value, dtype=torch.float32, device="cpu")
+    return (nearest if nearest.item() <= value else nearest.nextafter(torch.zeros_like(nearest))).item()
 
 
 def definition(values: Tensor, limit: float) -> Tensor:
@@ -86,7 +86,7 @@ def _merged(rows: Tensor) -> Tensor:
 
 
 def _rows_on_cpu(group: Sequence[Tensor], limit: float) -> Tensor:
-    rows = torch.empty(len(group), 5, dtype=torch.float64)
+    rows = torch.empty(len(group), 5, dtype=torch.float64, device="cpu")
     piece_numel = _PIECE_NUMEL * min(torch.get_num_threads(), _MAX_THREADS)
     small = []
     for index, values in enumerate(group):
@@ -94,7 +94,7 @@ def _rows_on_cpu(group: Sequence[Tensor], limit: float) -> Tensor:
             small.append(index)
         else:
             pieces = [_piece_row(piece, limit) for piece in torch.split(values, piece_numel)]
-            rows[index] = _merged(torch.tensor(pieces, dtype=torch.float64))
+            rows[index] = _merged(torch.tensor(pieces, dtype=torch.float64, device="cpu"))
     for start in range(0, len(small), _BATCH_LEN):
         indices = small[start : start + _BATCH_LEN]
         rows[indices] = _small_rows([group[i] for i in indices], limit)
@@ -119,12 +119,12 @@ def _piece_row(values: Tensor, limit: float) -> list[float]:
 def _small_rows(group: Sequence[Tensor], limit: float) -> Tensor:
     """Return the definition's rows of many small tensors, in a few calls for all of them."""
     magnitude = torch.cat(list(group)).to(_sum_dtype(group[0])).abs()
-    lengths = torch.tensor([values.numel() for values in group])
+    lengths = torch.tensor([values.numel() for values in group], device="cpu")
 
     def reduced(kind: str, numbers: Tensor) -> Tensor:
         return torch.segment_reduce(numbers, kind, lengths=lengths, unsafe=True).double()
 
-    rows = torch.zeros(len(group), 5, dtype=torch.float64)
+    rows = torch.zeros(len(group), 5, dtype=torch.float64, device="cpu")
     rows[:, 0], rows[:, 1] = reduced("max", magnitude), reduced("sum", magnitude.square())
     if limit > 0.0:
         rows[:, 4] = reduced("sum", _at_most(magnitude, limit)) - reduced("sum", _at_most(magnitude, 0.0))

@@ -201,10 +201,12 @@ def read_group(group: Sequence[Tensor], flushed_at: float) -> GroupStats | None:
             return None
         addresses, layout = tables
         num_rows, num_columns = layout.tensor_of_row.numel(), len(flat) + 1
-        row_floats = torch.empty(2, num_rows, device=device)
+        # By name: in a manual step of a half precision run, the default is that precision.
+        row_floats = torch.empty(2, num_rows, device=device, dtype=torch.float32)
         row_counts = torch.empty(3, num_rows, device=device, dtype=torch.int32)
         stats = GroupStats(
-            torch.empty(3, num_columns, device=device), torch.empty(3, num_columns, device=device, dtype=torch.int64)
+            torch.empty(3, num_columns, device=device, dtype=torch.float32),
+            torch.empty(3, num_columns, device=device, dtype=torch.int64),
         )
         limit_bits = _bits(flushed_at)
         _read_chunks[(num_rows,)](

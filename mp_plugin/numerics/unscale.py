@@ -28,11 +28,11 @@ def unscale_(grads: Sequence[Tensor], scale: float) -> Tensor:
         (tensor([0.]), tensor([1., 2.]))
     """
     values = [local_values(grad) for grad in grads]
-    found_inf = torch.zeros(1, device=device_of(values))
+    found_inf = torch.zeros(1, device=device_of(values), dtype=torch.float32)
     inverse = 1.0 / scale
     for indices in grouped(values):
         group = [values[i] for i in indices]
-        here = torch.zeros(1, device=group[0].device)
+        here = torch.zeros(1, device=group[0].device, dtype=torch.float32)
         torch._amp_foreach_non_finite_check_and_unscale_(group, here, torch.full_like(here, inverse))
         found_inf = torch.maximum(found_inf, here.to(found_inf.device))
     if inverse > 1.0:

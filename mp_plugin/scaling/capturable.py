@@ -55,8 +55,9 @@ class CapturableStep:
         self._plan = StepPlan(route=Route.folded, max_norm=max_norm, is_exact=False)
         device = home_device(optimizer)
         # Where they are, for good: a graph knows them by their addresses.
-        self._scale = torch.full((), 1.0 if scaler is None else scaler.get_scale(), device=device)
-        self._answers = torch.zeros(NUM_ANSWERS, device=device)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        self._scale = torch.full((), scale, device=device, dtype=torch.float32)
+        self._answers = torch.zeros(NUM_ANSWERS, device=device, dtype=torch.float32)
         self._newest: tuple[HostCopy, float] | None = None
         self.effective_step = 0
         """Steps that changed a weight, as far as the host knows."""

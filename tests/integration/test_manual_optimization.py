@@ -215,3 +215,22 @@ def test_an_overflow_in_the_second_call_counts_as_zero() -> None:
     assert all(weight.isfinite().all() for weight in weights(model))
     assert [(incident.action, incident.batch_idx) for incident in plugin.incidents] == [(Action.zeroed, 1)]
     assert (plugin.effective_step, plugin.skipped_steps) == (8, 0)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_weights(precision: str) -> None:
+    """A training step with half weights has another default dtype, and here the optimizer steps within it."""
+
+    class ByHand(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+            self.zero_grad()
+            self.manual_backward(self.net(batch[0]).float().square().mean())
+            self.optimizers().step()
+
+    plugin = AdaptivePrecision(precision)
+    fit(plugin, ByHand())
+    assert (plugin.effective_step, plugin.incidents) == (8, [])

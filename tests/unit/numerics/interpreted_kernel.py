@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mp_plugin.casting import default_dtype
 from mp_plugin.numerics import grad_stats as operation
 from mp_plugin.numerics import launch_tables, reference
 from mp_plugin.numerics import triton_grad_stats as kernel
@@ -89,6 +90,17 @@ def test_several_chunks_to_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = launch_tables.tables_of(grads, kernel._BLOCK, kernel._MIN_CHUNK_NUMEL)
     assert tables is not None
     assert tables.layout.tensor_of_row.bincount().tolist() == [13, 1, 5]
+
+
+def test_the_defaults_of_the_process_change_nothing() -> None:
+    """A training step with half weights has another default dtype; a user may have set another default device."""
+    group = [torch.full((300,), 1000.3), torch.full((20_000,), -0.1)]
+    expected = read(group, FLUSHED_AT)
+    launch_tables._layouts.clear()
+    launch_tables._addresses.clear()
+    with default_dtype(torch.float16), torch.device("meta"):
+        found = read(group, FLUSHED_AT)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_the_same_bits_again() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mp_plugin.casting import default_dtype
 from mp_plugin.numerics.grad_totals import all_finite, grad_totals
 from tests.unit.numerics.test_unscale import EDGES
 
@@ -69,3 +70,17 @@ def test_all_finite(edge: str) -> None:
 
 def test_a_float64_gradient_beyond_fp32_is_finite() -> None:
     assert marks([torch.tensor([1e100], dtype=torch.float64), torch.ones(1)]).tolist() == [1e100, 1.0]
+
+
+@pytest.mark.parametrize("grads", [[torch.ones(3)], [torch.tensor([1.0, INF])], [], [torch.ones(5000), torch.ones(2)]])
+@pytest.mark.parametrize("wanted", [{}, {"norm": True}, {"norm": True, "amax": True}], ids=str)
+def test_the_defaults_of_the_process_change_nothing(grads: list[Tensor], wanted: dict[str, bool]) -> None:
+    """A training step with half weights has another default dtype; a user may have set another default device."""
+    expected = grad_totals(grads, **wanted)
+    with default_dtype(torch.bfloat16), torch.device("meta"):
+        found = grad_totals(grads, **wanted)
+    for name in ("found_inf", "norm", "amax"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)

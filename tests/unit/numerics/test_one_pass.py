@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mp_plugin.casting import default_dtype
 from mp_plugin.numerics.grad_totals import grad_totals
 from mp_plugin.numerics.one_pass import clip_coefficient, grad_scale, unscale_and_clip_
 from mp_plugin.numerics.unscale import unscale_
@@ -96,3 +97,8 @@ def test_gradients_of_several_dtypes() -> None:
     unscale_and_clip_(grads, 2.0, norm_of(grads), max_norm=1.0)
     assert [grad.item() for grad in grads] == pytest.approx([0.6, 0.8, 0.0], rel=2.0**-8)
     assert [grad.dtype for grad in grads] == [torch.float32, torch.bfloat16, torch.float64]
+
+
+def test_a_fused_optimizer_is_given_fp32_whatever_the_default_is() -> None:
+    with default_dtype(torch.float64):
+        assert grad_scale(1000.1, torch.tensor(3.0), max_norm=None).dtype is torch.float32
