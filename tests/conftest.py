@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._C import _len_torch_dispatch_stack
 
-THEIR_OWN = ("PL_", "PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
+THEIR_OWN = ("CUDA_MODULE_LOADING", "PL_", "PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_")
 """Prefixes of the variables with which Lightning, pytest and torch mark a process when they first work in it."""
 
 

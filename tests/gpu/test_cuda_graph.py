@@ -8,7 +8,11 @@ from mp_plugin import LossScaling
 from mp_plugin.scaling.capturable import CapturableStep
 from mp_plugin.scaling.scaler import LossScaler
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs"),
+    # Of the steps before the capture, and of those that the replays are compared with.
+    pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True:UserWarning"),
+]
 
 STEPS, WARM_UP = 20, 3
 
