@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import yaml
 from helpers.devices import add_device, allocated_bytes, check_device, forget_peak, peak_bytes
+from helpers.goals import syncs
 from helpers.harness import circumstances, print_table, show_spread, spread, turns, write
 from helpers.models import MODELS
 from helpers.paced_fit import PacedFit, be_quiet
@@ -165,7 +166,7 @@ def _told(fit: PacedFit) -> dict[str, Any]:
 def show(found: list[dict[str, Any]], rounds: str) -> None:
     """Print what was found, a row for each cell."""
     headings = ["model", "precision", "optimizer", "clipping", "stock, ms", *TELEMETRY, "light, of all time"]
-    headings += ["waits: stock", "light", "bytes beyond stock per tensor"]
+    headings += ["syncs: stock", "light", "bytes beyond stock per tensor"]
     rows = []
     for each in found:
         differs = each["optimizer"] != each["stock_optimizer"]
@@ -181,7 +182,7 @@ def show(found: list[dict[str, Any]], rounds: str) -> None:
                 f"{1000 * statistics.median(each['seconds']['stock']):.1f}",
                 *(show_spread(each["ratios"][name]) for name in TELEMETRY),
                 f"{each['of_all_time']['light']:.3f}",
-                *(f"{sum(each['waits_per_step'][name].values()):g}" for name in ("stock", "light")),
+                *(f"{syncs(each['waits_per_step'][name]):g}" for name in ("stock", "light")),
                 beyond,
             ]
         )
@@ -203,6 +204,9 @@ def main() -> None:
     around = circumstances(chosen.device)
     models = [chosen.only] if chosen.only else [*MODELS]
     cells = [Cell(*each) for each in product(models, ("fp16", "bf16"), ("fused", "foreach"), (False, True))]
+    if chosen.device == "cuda" and not chosen.quick:
+        # The first trainings of a process allocate cuBLAS's workspaces for all that follow, and compile the kernel.
+        measure(cells[0], chosen.device, "tiny", seconds=0.0, is_quick=True)
     ends = time.perf_counter() + 60 * chosen.minutes
     found = []
     for index, cell in enumerate(cells):

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 Result = dict[str, Any]
 
+EARLIER = "event of an earlier step"
+"""What the host may wait for while the device has work left; no sync in the sense of the goals."""
 LONG_STEP_SECONDS = 0.02
 MANY_BYTES = 100e6
 
@@ -83,11 +85,21 @@ def _shares(result: Result) -> Iterator[Value]:
             yield Value(row["share_of_copy"]["grad_stats"]["median"], f"{row['shapes']}, {row['dtype']}")
 
 
+def syncs(waits: dict[str, float]) -> float:
+    """Return how often the device ran out of work in a step because the host waited for it.
+
+    Example:
+        >>> syncs({"operator": 1.0, EARLIER: 1.0})
+        1.0
+    """
+    return float(sum(number for what, number in waits.items() if what != EARLIER))
+
+
 def _waits(optimizer: str) -> Callable[[Result], Iterator[Value]]:
     def values(result: Result) -> Iterator[Value]:
         for cell in result["cells"]:
             if cell["optimizer"] == optimizer:
-                yield Value(float(sum(cell["waits_per_step"]["light"].values())), _name(cell))
+                yield Value(syncs(cell["waits_per_step"]["light"]), _name(cell))
 
     return values
 

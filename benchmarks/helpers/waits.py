@@ -1,9 +1,11 @@
 """How often a training makes the host wait for the device.
 
-On CUDA torch tells: `torch.cuda.set_sync_debug_mode("warn")` warns of each operator that waits, and explicit waits for
-events and streams, which it does not tell of, are counted where they are called. On the CPU nobody waits: what is
-counted there are the reads that would wait on another device: not those of the optimizer's own step counts, which lie
-on the host on every device, and not `numpy()`, which reads the memory of the host and fails for any other.
+On CUDA torch tells: `torch.cuda.set_sync_debug_mode("warn")` warns of each operator, and of each call for a stream,
+that waits. It does not tell of waits for an event, which are counted where they are called: those for an event that is
+not there yet. If the device still has work that was queued behind it, it was never idle, and the wait is `EARLIER`: the
+host is ahead by more than a step, and lets the device catch up. On the CPU nobody waits: what is counted there are the
+reads that would wait on another device: not those of the optimizer's own step counts, which lie on the host on every
+device, and not `numpy()`, which reads the memory of the host and fails for any other.
 """
 
 import warnings
@@ -14,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from helpers.goals import EARLIER
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -40,8 +43,7 @@ def counted_waits(found: Counter[str], device: str, optimizer: torch.optim.Optim
 @contextmanager
 def _told_by_torch(found: Counter[str]) -> Iterator[None]:
     with ExitStack() as stack:
-        for owner in (torch.cuda.Event, torch.cuda.Stream):
-            stack.enter_context(patch.object(owner, "synchronize", _counted(owner, found)))
+        stack.enter_context(patch.object(torch.cuda.Event, "synchronize", _counted(found)))
         caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         stack.callback(torch.cuda.set_sync_debug_mode, torch.cuda.get_sync_debug_mode())
@@ -52,12 +54,14 @@ def _told_by_torch(found: Counter[str]) -> Iterator[None]:
         found["operator"] += told
 
 
-def _counted(owner: Any, found: Counter[str]) -> Any:
-    original = owner.synchronize
+def _counted(found: Counter[str]) -> Any:
+    original = torch.cuda.Event.synchronize
 
     def synchronize(self: Any) -> None:
-        found[owner.__name__] += 1
+        if self.query():
+            return
         original(self)
+        found["event" if torch.cuda.current_stream().query() else EARLIER] += 1
 
     return synchronize
 

@@ -52,6 +52,11 @@ def test_waits_are_counted_by_optimizer(judge):
     assert judge("host syncs per healthy step, fused", cell(waits=1))[1] == "no"
 
 
+def test_a_wait_that_leaves_the_device_with_work_is_no_sync(judge):
+    late = {**cell(), "waits_per_step": {"light": {"event of an earlier step": 1.0}}}
+    assert judge("host syncs per healthy step, fused", late) == ("0 (GPT, fp16, fused, clipping)", "yes")
+
+
 def test_memory_counts_by_parameter_tensor(judge):
     assert judge("device memory", cell(extra=10_000)) == ("1,000 (GPT, fp16, fused, clipping)", "yes")
     assert judge("device memory", cell(extra=10_020))[1] == "no"

@@ -61,5 +61,21 @@ def test_a_gpu_tells_of_waits(counted_waits):
         values.mul_(2)
         torch.cuda.current_stream().synchronize()
 
-    assert count(counted_waits, "cuda", block) == {"operator": 1, "Stream": 1}
+    assert count(counted_waits, "cuda", block) == {"operator": 2}
     assert torch.cuda.get_sync_debug_mode() == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_wait_for_an_event_leaves_the_device_with_work_or_without(counted_waits):
+    def wait(work_after: bool):
+        event = torch.cuda.Event()
+        torch.cuda._sleep(10**7)
+        event.record()
+        if work_after:
+            torch.cuda._sleep(10**9)
+        event.synchronize()
+        event.synchronize()  # it is there
+
+    assert count(counted_waits, "cuda", lambda: wait(False)) == {"event": 1}
+    assert count(counted_waits, "cuda", lambda: wait(True)) == {"event of an earlier step": 1}
+    torch.cuda.synchronize()
