@@ -83,7 +83,7 @@ bench-all: .venv/dev ## run all benchmarks on the CPU, which takes hours
 bench-gpu: ## test and measure on this machine's GPU, with the torch, lightning and triton that it has
 	@"$(PYTHON)" benchmarks/helpers/devices.py $(GPU_OPTIONS)
 	@failed=; if [ -d tests/gpu ] && "$(PYTHON)" -c 'import pytest' 2>/dev/null; then \
-	  "$(PYTHON)" -m pytest -q -o addopts=--import-mode=importlib tests/gpu || failed=" tests/gpu"; fi; \
+	  "$(PYTHON)" -m pytest -q -o minversion=0 -o addopts=--import-mode=importlib tests/gpu || failed=" tests/gpu"; fi; \
 	$(call run_each,"$(PYTHON)",$(GPU_BENCHMARKS),$(GPU_OPTIONS))
 
 clean: ## remove .venv and everything that was built
