@@ -69,7 +69,10 @@ def grad_totals(grads: Sequence[Tensor], *, norm: bool = False, amax: bool = Fal
         return GradTotals(torch.zeros(1, device=device, dtype=torch.float32), total)
     marks = _marks(values)
     largest = marks.max()
-    return GradTotals((~largest.isfinite()).float().reshape(1), total, largest, marks)
+    found_inf = (~largest.isfinite()).float().reshape(1)
+    if device.type == "cpu" and total is not None and not (found_inf.numpy() or math.isfinite(total.numpy())):
+        total = _norm(values, torch.float64)  # their squares are beyond fp32
+    return GradTotals(found_inf, total, largest, marks)
 
 
 def all_finite(grads: Sequence[Tensor]) -> Tensor:
@@ -82,12 +85,12 @@ def all_finite(grads: Sequence[Tensor]) -> Tensor:
     return grad_totals(grads).found_inf[0] == 0
 
 
-def _norm(values: Sequence[Tensor]) -> Tensor:
+def _norm(values: Sequence[Tensor], least: torch.dtype = torch.float32) -> Tensor:
     norms: list[Tensor] = []
     for indices in grouped(values):
         group = [values[i] for i in indices]
         # A half format would overflow, or vanish, in the square.
-        dtype = torch.promote_types(group[0].dtype, torch.float32)
+        dtype = torch.promote_types(group[0].dtype, least)
         norms += torch._foreach_norm(group, 2, dtype=dtype)
     device = device_of(values)
     norm: Tensor = torch.linalg.vector_norm(torch.stack([each.to(device) for each in norms]), 2)

@@ -553,3 +553,18 @@ def test_a_callback_that_comes_late_is_noticed() -> None:
     assert seen == [LATE] * 4 + [(Route.separate, True)] * 4
     assert all(0 < norm < 10 for norm in looking.norms)
     assert len(looking.norms) == 4
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_whose_squares_are_beyond_fp32_are_clipped(fused: bool) -> None:
+    """In fp32 their norm is infinite, and torch would clip them to zero."""
+
+    class Steep(Regression):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * 1e22  # type: ignore[operator]
+
+    model, seen = train(plugin_of("fp32"), Steep(fused=fused), **CLIPPED)
+    before = weights(Regression())
+    moved = [float((ours - first).norm()) for ours, first in zip(weights(model), before, strict=True)]
+    assert set(seen) == {(Route.folded, True) if fused else (Route.one_pass, True)}
+    assert all(0 < each < 1 for each in moved)

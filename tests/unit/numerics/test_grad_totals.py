@@ -84,3 +84,12 @@ def test_the_defaults_of_the_process_change_nothing(grads: list[Tensor], wanted:
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_norm_whose_square_is_beyond_fp32_is_a_number() -> None:
+    """On a CPU; a scaled gradient may be that large while the true one is not."""
+    totals = grad_totals([torch.tensor([3e25]), torch.tensor([4e25, 0.0])], norm=True)
+    assert totals.found_inf.item() == 0.0
+    assert totals.norm is not None
+    assert totals.norm.item() == pytest.approx(5e25)
+    assert grad_totals([torch.tensor([3e25, INF])], norm=True).found_inf.item() == 1.0
