@@ -13,7 +13,6 @@ the CPU: they do not depend on the device.
     python benchmarks/growth.py [--device cuda] [--rounds 5] [--quick]
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from helpers.collectives import bytes_per_step
-from helpers.devices import add_device, check_device, synchronize
+from helpers.devices import check_device, parser_of, synchronize
 from helpers.free_memory import free_bytes
 from helpers.harness import circumstances, turns, write
 from helpers.quiet_fit import fit
@@ -152,8 +151,7 @@ def sizes(device: str, *, is_quick: bool) -> tuple[list[tuple[int, int]], list[t
 
 def main() -> None:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_device(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int)
     chosen = parser.parse_args()
     check_device(chosen.device)

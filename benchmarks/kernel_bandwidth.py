@@ -11,13 +11,12 @@ sample does. On one thread, where a CPU does the work.
     python benchmarks/kernel_bandwidth.py [--device cuda] [--rounds 15] [--quick]
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from helpers.devices import add_device, check_device
+from helpers.devices import check_device, parser_of
 from helpers.free_memory import free_bytes
 from helpers.harness import circumstances, spread, turns, write
 from helpers.ratios import ratios
@@ -163,8 +162,7 @@ def measure(gradients: list[Tensor], stopwatch: Stopwatch, rounds: int) -> dict[
 
 def main() -> None:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_device(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int)
     chosen = parser.parse_args()
     check_device(chosen.device)

@@ -13,7 +13,6 @@ The familiar claim is 3 times the speed at half the memory: the last column says
     python benchmarks/precisions.py [--device cuda] [--only GPT] [--quick]
 """
 
-import argparse
 import gc
 import multiprocessing
 import statistics
@@ -25,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from helpers.devices import add_device, allocated_bytes, check_device, forget_peak, peak_bytes
+from helpers.devices import allocated_bytes, check_device, forget_peak, parser_of, peak_bytes
 from helpers.energy import energy_meter
 from helpers.harness import circumstances, write
 from helpers.models import MODELS
@@ -111,8 +110,7 @@ def run(*arguments: Any, is_quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_device(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--only", choices=MODELS, help="one model; writes no result")
     chosen = parser.parse_args()
     check_device(chosen.device)

@@ -12,7 +12,6 @@ Beside it: how often the host waits for the device in a healthy step, and, on a 
     python benchmarks/step_time.py [--device cuda] [--minutes 6] [--only GPT] [--quick]
 """
 
-import argparse
 import gc
 import statistics
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 import yaml
-from helpers.devices import add_device, allocated_bytes, check_device, forget_peak, peak_bytes
+from helpers.devices import allocated_bytes, check_device, forget_peak, parser_of, peak_bytes
 from helpers.goals import syncs
 from helpers.harness import circumstances, print_table, show_spread, spread, turns, write
 from helpers.models import MODELS
@@ -195,8 +194,7 @@ def show(found: list[dict[str, Any]], rounds: str) -> None:
 
 def main() -> None:
     """Measure, print and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_device(parser)
+    parser = parser_of(__doc__)
     parser.add_argument("--minutes", type=float, help="about how long all of it may take; 4 on a GPU, else 6")
     parser.add_argument("--only", choices=MODELS, help="one model; writes no result")
     chosen = parser.parse_args()

@@ -17,7 +17,8 @@ from typing_extensions import override
 from mp_plugin.casting import DTYPES
 from mp_plugin.errors import UnsupportedError
 from mp_plugin.modes import Mode
-from mp_plugin.numerics.clipping import clamp_, is_sharded, scale_to_norm_, squared_norm
+from mp_plugin.numerics.clipping import clamp_, is_sharded, squared_norm
+from mp_plugin.numerics.one_pass import unscale_and_clip_
 from mp_plugin.scaling.verdict import gradients
 from mp_plugin.strategies import lightning_module
 
@@ -99,7 +100,7 @@ class FSDPCapable(FSDPPrecision):
         if elsewhere:
             squares.append(squared_norm(elsewhere))
         norm = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
-        scale_to_norm_(grads, norm, clip_val)
+        unscale_and_clip_(grads, 1.0, norm, clip_val)
         return None
 
     @override

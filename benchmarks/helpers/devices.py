@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add `--device` and `--quick`."""
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark that runs on every device: `--device` and `--quick`, and what it is about."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="tiny models, few rounds: does it run? Writes no result")
+    return parser
 
 
 def check_device(device: str) -> None:
@@ -64,6 +66,4 @@ def forget_peak(device: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_device(parser)
-    check_device(parser.parse_args().device)
+    check_device(parser_of(__doc__).parse_args().device)

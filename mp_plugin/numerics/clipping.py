@@ -46,23 +46,6 @@ def squared_norm(grads: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def scale_to_norm_(grads: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
-    """Scale gradients down in place so that their norm, which is given, becomes `max_norm` at most. No sync.
-
-    Example:
-        >>> grad = torch.tensor([3.0, 4.0])
-        >>> scale_to_norm_([grad], torch.tensor(5.0), max_norm=1.0)
-        >>> grad
-        tensor([0.6000, 0.8000])
-    """
-    # The same rule as torch's, down to its small number.
-    coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0).float()
-    values = [local_values(grad) for grad in grads]
-    for indices in grouped(values):
-        group = [values[i] for i in indices]
-        torch._foreach_mul_(group, coefficient.to(group[0].device))
-
-
 def clamp_(grads: Sequence[Tensor], max_value: float) -> None:
     """Clip every number of the gradients to `[-max_value, max_value]` in place. No sync.
 

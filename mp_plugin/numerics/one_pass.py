@@ -29,8 +29,8 @@ def unscale_and_clip_(grads: Sequence[Tensor], scale: float, norm: Tensor, max_n
     what unscaling and `torch.nn.utils.clip_grad_norm_` give one after the other, bit by bit, but for subnormal numbers.
 
     Args:
-        grads: of the scaled loss; plain and dense.
-        scale: what the loss was multiplied by.
+        grads: of the scaled loss; of distributed ones the local part is written to.
+        scale: what the loss was multiplied by; 1.0 only clips.
         norm: of these scaled gradients; 0-d.
         max_norm: what the norm of the true gradients may be at most.
 
@@ -45,7 +45,9 @@ def unscale_and_clip_(grads: Sequence[Tensor], scale: float, norm: Tensor, max_n
     values = [local_values(grad) for grad in grads]
     for indices in grouped(values):
         group = [values[i] for i in indices]
-        torch._foreach_mul_(group, multiplier.to(group[0].device))
+        # A norm of several ranks comes in fp64, which foreach kernels do not take beside fp32.
+        dtype = torch.promote_types(group[0].dtype, torch.float32)
+        torch._foreach_mul_(group, multiplier.to(group[0].device, dtype))
 
 
 def grad_scale(scale: float | Tensor, norm: Tensor, max_norm: float | None) -> Tensor:

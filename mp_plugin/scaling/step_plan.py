@@ -15,6 +15,14 @@ class Route(str, Enum):
     """Unscaled first, for those who look at them or edit them; then clipped."""
 
 
+WORDS = {
+    Route.folded: "folded into the optimizer",
+    Route.one_pass: "clipped in one pass",
+    Route.separate: "checked separately",
+}
+"""What happens to gradients on each route, for those who know no routes."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
     """How one optimizer step is made."""
@@ -26,7 +34,7 @@ class StepPlan:
     """Whether the verdict is known before the step; else the device decides, and the host learns of it a step later."""
 
     def __str__(self) -> str:
-        return f"{self.route.value} route" + ("" if self.is_exact else ", verdict one step later")
+        return WORDS[self.route] + ("" if self.is_exact else ", verdict one step later")
 
     @property
     def is_unattended(self) -> bool:

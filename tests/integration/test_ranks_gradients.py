@@ -13,9 +13,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from mp_plugin import LossScaling
-from mp_plugin.numerics.clipping import clamp_, scale_to_norm_, squared_norm
+from mp_plugin.numerics.clipping import clamp_, squared_norm
 from mp_plugin.numerics.grad_totals import all_finite, grad_totals
 from mp_plugin.numerics.grad_values import settled
+from mp_plugin.numerics.one_pass import unscale_and_clip_
 from mp_plugin.numerics.unscale import unscale_
 from mp_plugin.scaling.scaler import LossScaler
 from mp_plugin.scaling.verdict import gradients
@@ -63,7 +64,7 @@ def work(out: Path) -> None:
     result: dict[str, Any] = {"squared": squared_norm(spread())}
     for name, change in {
         "unscaled": lambda grads: unscale_(grads, SCALE),
-        "scaled to norm": lambda grads: scale_to_norm_(grads, squared_norm(grads).sqrt(), CLIP),
+        "scaled to norm": lambda grads: unscale_and_clip_(grads, 1.0, squared_norm(grads).sqrt(), CLIP),
         "clamped": lambda grads: clamp_(grads, CLAMP),
     }.items():
         grads = spread()

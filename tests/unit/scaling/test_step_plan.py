@@ -44,9 +44,9 @@ def test_the_separate_route_waits_and_clips_by_itself() -> None:
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (SEPARATE, "separate route"),
-        (StepPlan(route=Route.one_pass), "one pass route"),
-        (StepPlan(route=Route.folded, is_exact=False), "folded route, verdict one step later"),
+        (SEPARATE, "checked separately"),
+        (StepPlan(route=Route.one_pass), "clipped in one pass"),
+        (StepPlan(route=Route.folded, is_exact=False), "folded into the optimizer, verdict one step later"),
     ],
 )
 def test_a_plan_in_words(plan: StepPlan, words: str) -> None:
