@@ -32,7 +32,13 @@ help: ## list the targets
 	$(PIP) --no-build-isolation -e . cookiecutter
 	@touch $@
 
-.venv/dev: .venv/base pyproject.toml
+# timm needs torchvision, which PyPI has for CUDA only. Both lie apart, for the tests of timm models alone: torchmetrics
+# imports every torchvision that it finds, and this one only loads with the help of tests/helpers/stand_ins.
+.venv/timm: .venv/base
+	$(PIP) --no-deps --upgrade --target $@ timm torchvision
+	@touch $@
+
+.venv/dev: .venv/base .venv/timm pyproject.toml
 	$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/demo
 

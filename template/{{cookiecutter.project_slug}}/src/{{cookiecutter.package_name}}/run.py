@@ -1,6 +1,7 @@
 """The parts of a run, made from its config, and what it leaves on disk."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from {{cookiecutter.package_name}}.checks import require_seed
-from {{cookiecutter.package_name}}.data.base import InMemoryDataModule
+from {{cookiecutter.package_name}}.data.base import DataModule
 from {{cookiecutter.package_name}}.instantiate import instantiate_each, instantiate_trusted
 from {{cookiecutter.package_name}}.overrides import refuse_repeated
 from {{cookiecutter.package_name}}.tasks.base import num_parameters
@@ -30,7 +31,7 @@ class Run:
     """
 
     directory: Path
-    datamodule: InMemoryDataModule
+    datamodule: DataModule
     model: LightningModule
     trainer: Trainer
 
@@ -51,12 +52,28 @@ def prepare(cfg: DictConfig) -> Run:
     datamodule = instantiate_trusted(cfg.data)
     datamodule.prepare_data()
     datamodule.setup()
+    fill_from_data(cfg.model, datamodule.facts())
     model = instantiate_trusted(cfg.model)
     loggers = instantiate_each(cfg.get("logger"))
     callbacks = instantiate_each(cfg.get("callbacks"))
     # An empty list would make Lightning choose a logger of its own.
     trainer = instantiate_trusted(cfg.trainer, logger=loggers or False, callbacks=callbacks)
     return Run(directory, datamodule, model, trainer)
+
+
+def fill_from_data(settings: DictConfig, facts: Mapping[str, Any]) -> None:
+    """Set the model's settings that are null to what the data have.
+
+    Raises:
+        ValueError: if a setting contradicts the data.
+    """
+    for name, value in facts.items():
+        if name not in settings:
+            continue
+        if settings[name] is None:
+            settings[name] = value
+        elif settings[name] != value:
+            raise ValueError(f"model.{name}={settings[name]}, but the data have {value}: leave it null.")
 
 
 def announce(cfg: DictConfig, run: Run) -> None:

@@ -1,6 +1,8 @@
-"""What all data modules share: three splits of data that fits into memory."""
+"""What all data modules share: three splits, and what a model and a prediction need to know of the data."""
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from {{cookiecutter.package_name}}.data.epoch_shuffle import EpochShuffle
 SPLITS = ("train", "val", "test")
 
 
-class InMemoryDataModule(LightningDataModule):
+class DataModule(LightningDataModule):
     """Loaders over `self.datasets`, which `make_datasets` fills once.
 
     The loaders have no worker processes: examples in memory are ready sooner than a process could hand them over.
@@ -31,6 +33,26 @@ class InMemoryDataModule(LightningDataModule):
     @abstractmethod
     def make_datasets(self) -> dict[str, Dataset[Any]]:
         """The data sets of the three splits, by name."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a model has to know of the data, such as `num_classes`: plain values, by the name of its setting."""
+        return {}
+
+    def settings_to_keep(self) -> dict[str, Any]:
+        """What a prediction on new files has to know, such as names of classes: plain values, kept in checkpoints."""
+        return {}
+
+    def files_dataset(self, paths: Sequence[Path], kept: Mapping[str, Any]) -> Dataset[Any]:
+        """Examples in a user's own files, each with its name: the file, and the line where a file holds several.
+
+        Args:
+            paths: files, and folders with files.
+            kept: what `settings_to_keep` returned in the training run.
+
+        Raises:
+            ValueError: if this kind of data does not come from files, or names the first one that cannot be read.
+        """
+        raise ValueError(f"{type(self).__name__} cannot predict files: leave `input` out to predict the test split.")
 
     @abstractmethod
     def baselines(self) -> dict[str, float]:

@@ -11,13 +11,13 @@ from torch.utils.data import Dataset, TensorDataset
 
 from {{cookiecutter.package_name}}.baselines.majority import majority_accuracy
 from {{cookiecutter.package_name}}.checks import require_seed
-from {{cookiecutter.package_name}}.data.base import SPLITS, InMemoryDataModule
+from {{cookiecutter.package_name}}.data.base import SPLITS, DataModule
 
 #: Shares of the images for training and validation; the rest is for testing.
 TRAIN, VAL = 0.75, 0.1
 
 
-class DigitsDataModule(InMemoryDataModule):
+class DigitsDataModule(DataModule):
     """The 1,797 8x8 digits that scikit-learn ships, as float images [1, 8, 8] with values in [0, 1].
 
     Images that equal each other pixel for pixel stay in one split, so that none is tested on that was trained on.

@@ -9,11 +9,11 @@ from torch.utils.data import Dataset
 
 from {{cookiecutter.package_name}}.baselines.bigram import bigram_bits_per_byte
 from {{cookiecutter.package_name}}.checks import require_positive, require_seed
-from {{cookiecutter.package_name}}.data.base import InMemoryDataModule
+from {{cookiecutter.package_name}}.data.base import DataModule
 from {{cookiecutter.package_name}}.data.pydoc_text import load_sections, split_sections
 
 
-class LanguageModelDataModule(InMemoryDataModule):
+class LanguageModelDataModule(DataModule):
     """The Python documentation as sequences of `block_size` + 1 bytes (each byte but the first is to be predicted).
 
     Every section of the text is in one split, and no paragraph is in two.

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 from {{cookiecutter.package_name}}.baselines.majority import majority_accuracy
 from {{cookiecutter.package_name}}.baselines.tfidf import tfidf_accuracy
 from {{cookiecutter.package_name}}.checks import require_positive, require_seed
-from {{cookiecutter.package_name}}.data.base import SPLITS, InMemoryDataModule
+from {{cookiecutter.package_name}}.data.base import SPLITS, DataModule
 from {{cookiecutter.package_name}}.data.pydoc_text import Section, load_sections, split_sections
 
 #: The classes: chapters of the documentation, with the topics that belong to each. A topic that this Python does not
@@ -31,7 +31,7 @@ CHAPTERS = {
 MIN_CHARACTERS = 300
 
 
-class TopicsDataModule(InMemoryDataModule):
+class TopicsDataModule(DataModule):
     """Passages of the Python documentation, labelled with their chapter.
 
     A passage is one or more neighbouring paragraphs of one section. The sections of each chapter are divided among the
