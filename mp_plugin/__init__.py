@@ -9,12 +9,14 @@ from mp_plugin._version import __version__
 
 if TYPE_CHECKING:
     from mp_plugin.config import Fallback, LossScaling, Telemetry
+    from mp_plugin.cost_meter import CostMeter
     from mp_plugin.precision import AdaptivePrecision
 
-__all__ = ["AdaptivePrecision", "Fallback", "LossScaling", "Telemetry", "__version__"]
+__all__ = ["AdaptivePrecision", "CostMeter", "Fallback", "LossScaling", "Telemetry", "__version__"]
 
 _HOMES = {
     "AdaptivePrecision": "mp_plugin.precision",
+    "CostMeter": "mp_plugin.cost_meter",
     "Fallback": "mp_plugin.config",
     "LossScaling": "mp_plugin.config",
     "Telemetry": "mp_plugin.config",

@@ -15,7 +15,8 @@ MAX_LINES = 300
 FLOORS = (
     {"_version", "errors", "checks", "formats", "config", "modes", "instance"}
     | {"devices", "autocast", "buffers", "casting", "optimizers", "parameter_names", "random_state", "batch"}
-    | {"object_state", "whole_file", "fully_sharded", "environment"},
+    | {"object_state", "whole_file", "fully_sharded", "environment"}
+    | {"step_times", "peak_memory", "energy", "batch_size", "cost"},
     {"numerics"},
     {"scaling", "fallback", "telemetry", "copy_on_write"},
     {"precision", "fsdp", "schedulers", "callbacks", "checkpoint", "retry", "step", "strategies", "hooks", "alerts"}
@@ -46,6 +47,7 @@ FLOORS = (
         "drift",
         "in_fp32",
         "layer_metrics",
+        "cost_meter",
     },
     {"report", "compare", "cli", "doctor"},
 )

@@ -26,6 +26,7 @@ COMMON_FILES = """
 LICENSE
 Makefile
 README.md
+conf/callbacks/cost.yaml
 conf/callbacks/default.yaml
 conf/callbacks/progress.yaml
 conf/debug/default.yaml
