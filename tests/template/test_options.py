@@ -47,13 +47,16 @@ pyproject.toml
 src/PKG/__init__.py
 src/PKG/baselines/__init__.py
 src/PKG/baselines/majority.py
+src/PKG/batch_seed.py
 src/PKG/checkpoint.py
 src/PKG/checks.py
 src/PKG/data/__init__.py
 src/PKG/data/base.py
+src/PKG/data/epoch_draws.py
 src/PKG/data/epoch_shuffle.py
+src/PKG/data/fingerprint.py
+src/PKG/data/resumable_loader.py
 src/PKG/entry_point.py
-src/PKG/epoch_seed.py
 src/PKG/errors.py
 src/PKG/evaluation.py
 src/PKG/instantiate.py
@@ -71,6 +74,7 @@ tests/conftest.py
 tests/test_bad_input.py
 tests/test_configs.py
 tests/test_eval_and_predict.py
+tests/test_loaders.py
 tests/test_reproducibility.py
 tests/test_schedule.py
 tests/test_train.py

@@ -23,6 +23,17 @@ def require_fraction(**settings: object) -> None:
             raise ValueError(f"{name}={value} is out of range: it must be at least 0 and less than 1.")
 
 
+def require_count(**settings: object) -> None:
+    """Check that settings are integers, 0 or more.
+
+    Raises:
+        ValueError: names the first one that is not.
+    """
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name}={value} is out of range: it must be an integer, 0 or more.")
+
+
 def require_seed(**settings: object) -> None:
     """Check that settings are integers that every random generator accepts as a seed.
 

@@ -50,19 +50,25 @@ class Classifier(Task):
         """Loss and accuracy on the validation split."""
         self._evaluate(batch, "val", self.val_acc)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss and accuracy on the test split."""
-        self._evaluate(batch, "test", self.test_acc)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss and accuracy on the test split; returns the columns of the prediction file."""
+        return columns(self._evaluate(batch, "test", self.test_acc), batch[1])
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MulticlassAccuracy) -> None:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MulticlassAccuracy) -> Tensor:
         inputs, labels = batch
         logits = self(inputs)
         accuracy.update(logits, labels)
         self.log(f"{stage}/loss", F.cross_entropy(logits, labels), batch_size=len(labels))
         self.log(f"{stage}/acc", accuracy, prog_bar=True, batch_size=len(labels))
+        return logits
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Columns of the prediction file: label, prediction and its probability."""
         inputs, labels = batch
-        confidence, prediction = self(inputs).float().softmax(dim=-1).max(dim=-1)
-        return {"label": labels, "prediction": prediction, "confidence": confidence}
+        return columns(self(inputs), labels)
+
+
+def columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Labels, the likeliest class of each example, and its probability."""
+    confidence, prediction = logits.float().softmax(dim=-1).max(dim=-1)
+    return {"label": labels, "prediction": prediction, "confidence": confidence}
