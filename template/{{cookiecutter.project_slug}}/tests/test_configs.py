@@ -9,16 +9,27 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from {{cookiecutter.package_name}}.instantiate import instantiate_each, instantiate_trusted
+from {{cookiecutter.package_name}}.run import fill_from_data
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("data", "model", "trainer", "callbacks", "logger", "experiment", "debug")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+#: What data that are not there would tell a model.
+FACTS = {"num_classes": 3, "vocab_size": 300, "pad_token_id": 0, "eos_token_id": 1}
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16_true", "fp16_true")
 
 
 def build(cfg: DictConfig) -> Trainer:
     """Build all parts of a run; the trainer knows the callbacks and loggers."""
-    assert isinstance(instantiate_trusted(cfg.data), LightningDataModule)
+    datamodule = instantiate_trusted(cfg.data)
+    assert isinstance(datamodule, LightningDataModule)
+    if "path" in cfg.data:  # the user's own data
+        with pytest.raises(ValueError, match="data.path is missing: "):
+            datamodule.setup()
+        fill_from_data(cfg.model, FACTS)
+    else:
+        datamodule.setup()
+        fill_from_data(cfg.model, datamodule.facts())
     assert isinstance(instantiate_trusted(cfg.model), LightningModule)
     return instantiate_trusted(
         cfg.trainer, logger=instantiate_each(cfg.logger), callbacks=instantiate_each(cfg.get("callbacks"))
@@ -34,6 +45,8 @@ def test_every_option_builds(config: Callable[..., DictConfig], group: str, opti
         "text_classifier": ["data=topics"],
         "lm": ["model=gpt"],
         "topics": ["model=text_classifier"],
+        "text_files": ["model=gpt"],
+        "text_table": ["model=text_classifier"],
     }
     trainer = build(config("train", "logger=csv", *needs.get(option, []), f"{group}={option}"))
     if group == "logger":

@@ -3,23 +3,20 @@
 import itertools
 from pydoc_data import topics
 
+import numpy as np
 import pytest
 
 from {{cookiecutter.package_name}}.data.base import SPLITS
-from {{cookiecutter.package_name}}.data.language_model import LanguageModelDataModule, cut
-from {{cookiecutter.package_name}}.data.pydoc_text import (
-    Section,
-    load_sections,
-    normal_form,
-    split_at_headings,
-    split_sections,
-)
+from {{cookiecutter.package_name}}.data.language_model import LanguageModelDataModule
+from {{cookiecutter.package_name}}.data.pydoc_text import load_sections, split_at_headings
+from {{cookiecutter.package_name}}.data.sections import Section, normal_form, split_sections
+from {{cookiecutter.package_name}}.data.token_sequences import Blocks
+from {{cookiecutter.package_name}}.data.tokenizer import word_ids
 from {{cookiecutter.package_name}}.data.topics import (
     CHAPTERS,
     TopicsDataModule,
     labelled_passages,
     passages_of,
-    word_ids,
 )
 
 
@@ -86,23 +83,29 @@ def test_word_ids_do_not_depend_on_the_process() -> None:
 def test_topics_batches() -> None:
     module = TopicsDataModule(batch_size=8, max_tokens=64)
     module.setup()
-    ids, labels = next(iter(module.test_dataloader()))
-    assert ids.shape == (8, 64)
+    inputs, labels = next(iter(module.test_dataloader()))
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (8, 64)
     assert labels.shape == (8,)
     assert module.baselines()["majority class"] < 0.6
 
 
 def test_sequences_give_back_the_text() -> None:
-    sequences = cut(b"abcdefghij", block_size=3)
-    assert [bytes(row) for row in sequences] == [b"abcd", b"defg", b"ghij"]
-    with pytest.raises(ValueError, match="block_size=10 is out of range"):
-        cut(b"abcdefghij", block_size=10)
+    ids = np.frombuffer(b"abcdefghij", dtype=np.uint8).astype(np.int32)
+    blocks = Blocks(ids, np.arange(1, 11), block_size=3)
+    assert [bytes(example["tokens"].tolist()) for example in blocks] == [b"abcd", b"defg", b"ghij"]
+    assert [example["num_bytes"].item() for example in blocks] == [3, 3, 3]
+    assert len(Blocks(ids, np.arange(1, 11), block_size=10)) == 0
 
 
 def test_language_model_batches() -> None:
     module = LanguageModelDataModule(block_size=64, batch_size=4)
     module.setup()
     batch = next(iter(module.test_dataloader()))
-    assert batch.shape == (4, 65)
-    text = bytes(batch[0].tolist()).decode(errors="ignore")
+    assert batch["tokens"].shape == (4, 65)
+    text = bytes(batch["tokens"][0].tolist()).decode(errors="ignore")
     assert text[:40] in split_sections(load_sections(), 0)["test"][0].text
+
+
+def test_too_large_a_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="block_size=1000000 is out of range: the train split's text has only"):
+        LanguageModelDataModule(block_size=1_000_000).setup()

@@ -3,6 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+#: Bytes that are counted at a time, so that a large text does not fill the memory.
+CHUNK = 1 << 22
+
 
 def bigram_bits_per_byte(train: NDArray[np.uint8], test: NDArray[np.uint8], strength: float = 1.0) -> float:
     """Bits per byte of a byte bigram model, over every byte of the test sequences but the first.
@@ -15,8 +18,18 @@ def bigram_bits_per_byte(train: NDArray[np.uint8], test: NDArray[np.uint8], stre
         test: byte values of shape [sequences, time].
         strength: s, the weight of the smoothing in counts.
     """
-    pairs = np.zeros((256, 256))
-    np.add.at(pairs, (train[:, :-1], train[:, 1:]), 1)
+    pairs = count_pairs(train)
     single = pairs.sum(axis=0) + 1
     probability = (pairs + strength * single / single.sum()) / (pairs.sum(axis=1, keepdims=True) + strength)
-    return float(-np.log2(probability[test[:, :-1], test[:, 1:]]).mean())
+    occurrences = count_pairs(test)
+    return float(-(occurrences * np.log2(probability)).sum() / occurrences.sum())
+
+
+def count_pairs(sequences: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """How often each byte follows each other one, [256, 256]."""
+    counts = np.zeros(256 * 256)
+    for row in sequences:
+        for start in range(0, len(row) - 1, CHUNK):
+            part = row[start : start + CHUNK + 1].astype(np.int64)
+            counts += np.bincount(256 * part[:-1] + part[1:], minlength=256 * 256)
+    return counts.reshape(256, 256)

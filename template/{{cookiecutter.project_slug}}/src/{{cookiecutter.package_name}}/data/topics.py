@@ -1,18 +1,12 @@
 """Passages of the Python documentation, to be told apart by chapter."""
 
-import re
-import zlib
 from typing import Any
 
-import numpy as np
-import torch
-from torch.utils.data import Dataset, TensorDataset
-
-from {{cookiecutter.package_name}}.baselines.majority import majority_accuracy
-from {{cookiecutter.package_name}}.baselines.tfidf import tfidf_accuracy
-from {{cookiecutter.package_name}}.checks import require_positive, require_seed
-from {{cookiecutter.package_name}}.data.base import SPLITS, DataModule
-from {{cookiecutter.package_name}}.data.pydoc_text import Section, load_sections, split_sections
+from {{cookiecutter.package_name}}.checks import require_positive
+from {{cookiecutter.package_name}}.data.base import SPLITS
+from {{cookiecutter.package_name}}.data.labelled_text import LabelledSplits, LabelledTextDataModule
+from {{cookiecutter.package_name}}.data.pydoc_text import load_sections
+from {{cookiecutter.package_name}}.data.sections import Section, split_sections
 
 #: The classes: chapters of the documentation, with the topics that belong to each. A topic that this Python does not
 #: have, or whose text is repeated from a longer one, contributes nothing; topics of no chapter are left out.
@@ -31,50 +25,40 @@ CHAPTERS = {
 MIN_CHARACTERS = 300
 
 
-class TopicsDataModule(DataModule):
+class TopicsDataModule(LabelledTextDataModule):
     """Passages of the Python documentation, labelled with their chapter.
 
     A passage is one or more neighbouring paragraphs of one section. The sections of each chapter are divided among the
-    splits, so every class is in every split, neighbours stay together, and no paragraph is in two splits. An example
-    is a row of word ids: words and word pairs, hashed, so that there is no vocabulary to keep with the model.
+    splits, so every class is in every split, neighbours stay together, and no paragraph is in two splits. By default an
+    example is a row of word ids: words and word pairs, hashed, so that there is no vocabulary to keep with the model.
 
     Args:
         batch_size: passages per batch.
         num_buckets: number of word ids, 0 (no word) included.
         max_tokens: ids per passage; longer ones are cut.
         split_seed: decides which section falls into which split.
+        **settings: the others of `LabelledTextDataModule`.
     """
 
     def __init__(
-        self, batch_size: int = 32, num_buckets: int = 16384, max_tokens: int = 512, split_seed: int = 0
+        self,
+        batch_size: int = 32,
+        num_buckets: int = 16384,
+        max_tokens: int = 512,
+        split_seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size)
-        require_seed(split_seed=split_seed)
-        require_positive(num_buckets=num_buckets, max_tokens=max_tokens)
-        self.num_buckets, self.max_tokens, self.split_seed = num_buckets, max_tokens, split_seed
-        self.passages: dict[str, list[tuple[str, int]]] = {}
+        require_positive(num_buckets=num_buckets)
+        super().__init__(batch_size, split_seed, vocab_size=num_buckets, max_tokens=max_tokens, **settings)
 
-    def make_datasets(self) -> dict[str, Dataset[Any]]:
-        """Word ids and labels of each split."""
-        self.passages = labelled_passages(load_sections(), self.split_seed)
-        return {split: self._encode(passages) for split, passages in self.passages.items()}
-
-    def _encode(self, passages: list[tuple[str, int]]) -> TensorDataset:
-        ids = torch.zeros(len(passages), self.max_tokens, dtype=torch.long)
-        for row, (text, _) in zip(ids, passages, strict=True):
-            found = torch.tensor(word_ids(text, self.num_buckets)[: self.max_tokens], dtype=torch.long)
-            row[: len(found)] = found
-        return TensorDataset(ids, torch.tensor([label for _, label in passages]))
-
-    def baselines(self) -> dict[str, float]:
-        """Accuracy of the majority class, and of TF-IDF with logistic regression on the same passages."""
-        self.setup()
-        train_texts, train_labels = zip(*self.passages["train"], strict=True)
-        test_texts, test_labels = zip(*self.passages["test"], strict=True)
-        return {
-            "majority class": majority_accuracy(np.array(train_labels), np.array(test_labels)),
-            "TF-IDF + logistic regression": tfidf_accuracy(train_texts, train_labels, test_texts, test_labels),
-        }
+    def read_examples(self) -> LabelledSplits:
+        """Passages and chapters of each split."""
+        passages = labelled_passages(load_sections(), self.split_seed)
+        return LabelledSplits(
+            {split: [text for text, _ in found] for split, found in passages.items()},
+            {split: [label for _, label in found] for split, found in passages.items()},
+            list(CHAPTERS),
+        )
 
 
 def labelled_passages(sections: list[Section], split_seed: int) -> dict[str, list[tuple[str, int]]]:
@@ -98,10 +82,3 @@ def passages_of(section: Section) -> list[str]:
         rest = passages.pop()
         passages[-1] += rest
     return ["\n\n".join(passage) for passage in passages]
-
-
-def word_ids(text: str, num_buckets: int) -> list[int]:
-    """Hash the words of a text, then its word pairs, to ids from 1 to `num_buckets` - 1."""
-    words = re.findall(r"\w+", text.lower())
-    pairs = [" ".join(pair) for pair in zip(words, words[1:], strict=False)]
-    return [1 + zlib.crc32(token.encode()) % (num_buckets - 1) for token in words + pairs]

@@ -1,5 +1,7 @@
 """A text as the sum of its words."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 
@@ -9,16 +11,16 @@ class BagOfWords(nn.Module):
     A mean would be close to zero for long texts, as most words point in random directions.
 
     Args:
-        num_buckets: number of ids; id 0 means "no word" and does not count.
+        vocab_size: number of ids; id 0 means "no word" and does not count.
         embedding_dim: numbers per id.
         hidden_dim: units of the hidden layer.
         num_outputs: numbers to predict.
         dropout: share of units dropped in training.
     """
 
-    def __init__(self, num_buckets: int, embedding_dim: int, hidden_dim: int, num_outputs: int, dropout: float) -> None:
+    def __init__(self, vocab_size: int, embedding_dim: int, hidden_dim: int, num_outputs: int, dropout: float) -> None:
         super().__init__()
-        self.embedding = nn.EmbeddingBag(num_buckets, embedding_dim, mode="sum", padding_idx=0)
+        self.embedding = nn.EmbeddingBag(vocab_size, embedding_dim, mode="sum", padding_idx=0)
         nn.init.normal_(self.embedding.weight, std=0.05)
         self.head = nn.Sequential(
             nn.Dropout(dropout),
@@ -28,7 +30,8 @@ class BagOfWords(nn.Module):
             nn.Linear(hidden_dim, num_outputs),
         )
 
-    def forward(self, word_ids: Tensor) -> Tensor:
-        """Ids of shape [batch, words], 0 where a text is shorter, to [batch, num_outputs]."""
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """{"input_ids", "attention_mask"} of shape [batch, words], 0 in the mask behind shorter texts, to logits."""
+        word_ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 0)
         num_words = (word_ids > 0).sum(dim=1, keepdim=True).clamp(min=1)
         return self.head(self.embedding(word_ids) / num_words.sqrt())

@@ -1,8 +1,10 @@
-"""A small GPT over bytes."""
+"""A small GPT over bytes or tokens."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from {{cookiecutter.package_name}}.checks import require_positive
 
 NUM_BYTES = 256
 
@@ -11,27 +13,37 @@ class GPT(nn.Module):
     """A pre-norm causal transformer with learned positions and tied input and output embeddings.
 
     Args:
-        block_size: longest sequence, in bytes.
+        block_size: longest sequence, in tokens.
         num_layers: transformer blocks.
         num_heads: attention heads per block.
         width: numbers per position; a multiple of `num_heads`.
         dropout: share of units dropped in training.
+        vocab_size: number of tokens; by default they are bytes.
 
     Raises:
-        ValueError: if `num_heads` does not divide `width`.
+        ValueError: if `num_heads` does not divide `width`, or there is no token.
     """
 
-    def __init__(self, block_size: int, num_layers: int, num_heads: int, width: int, dropout: float) -> None:
+    def __init__(
+        self,
+        block_size: int,
+        num_layers: int,
+        num_heads: int,
+        width: int,
+        dropout: float,
+        vocab_size: int = NUM_BYTES,
+    ) -> None:
         super().__init__()
+        require_positive(vocab_size=vocab_size)
         if width % num_heads:
             raise ValueError(f"width={width} cannot be shared by num_heads={num_heads}: it must be a multiple of it.")
         self.block_size = block_size
-        self.token_embedding = nn.Embedding(NUM_BYTES, width)
+        self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(block_size, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(*[Block(num_heads, width, dropout) for _ in range(num_layers)])
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, NUM_BYTES, bias=False)
+        self.head = nn.Linear(width, vocab_size, bias=False)
         self.apply(_init)
         # Residual branches add up over the depth, so each starts smaller (GPT-2).
         for name, parameter in self.blocks.named_parameters():
@@ -40,14 +52,14 @@ class GPT(nn.Module):
         self.head.weight = self.token_embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next byte, [batch, time, 256], for byte values [batch, time].
+        """Logits of the next token, [batch, time, vocab_size], for ids [batch, time].
 
         Raises:
             ValueError: if the sequences are longer than `block_size`.
         """
         time = tokens.shape[1]
         if time > self.block_size:
-            raise ValueError(f"A sequence of {time} bytes came in, and the model reads at most {self.block_size}.")
+            raise ValueError(f"A sequence of {time} tokens came in, and the model reads at most {self.block_size}.")
         x = self.token_embedding(tokens) + self.position_embedding(torch.arange(time, device=tokens.device))
         return self.head(self.norm(self.blocks(self.dropout(x))))
 

@@ -9,7 +9,7 @@ class TextClassifier(Classifier):
 
     Args:
         num_classes: number of classes.
-        num_buckets: ids that words are hashed into, 0 (no word) included.
+        vocab_size: ids of words or tokens, 0 (no word) included.
         embedding_dim: numbers per word.
         hidden_dim: units of the hidden layer.
         dropout: share of units dropped in training, before and after the hidden layer.
@@ -21,7 +21,7 @@ class TextClassifier(Classifier):
     def __init__(
         self,
         num_classes: int = 4,
-        num_buckets: int = 16384,
+        vocab_size: int = 16384,
         embedding_dim: int = 64,
         hidden_dim: int = 64,
         dropout: float = 0.5,
@@ -29,7 +29,7 @@ class TextClassifier(Classifier):
         weight_decay: float = 0.01,
         warmup_fraction: float = 0.1,
     ) -> None:
-        net = BagOfWords(num_buckets, embedding_dim, hidden_dim, num_classes, dropout)
+        net = BagOfWords(vocab_size, embedding_dim, hidden_dim, num_classes, dropout)
         super().__init__(net, num_classes, lr, weight_decay, warmup_fraction)
         # Logged with the whole config by the run itself.
         self.save_hyperparameters(logger=False)

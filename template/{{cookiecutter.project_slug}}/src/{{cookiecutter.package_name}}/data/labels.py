@@ -1,0 +1,115 @@
+"""From the labels of a table to class numbers, with care."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from {{cookiecutter.package_name}}.data.base import SPLITS
+from {{cookiecutter.package_name}}.data.sections import text_key
+from {{cookiecutter.package_name}}.data.table_reading import Table
+
+#: Shares of the rows for validation and testing; the rest is for training.
+VAL, TEST = 0.1, 0.15
+
+
+def read_labels(table: Table, column: str) -> list[int | str]:
+    """The labels of a table: integers if all of them are, else text.
+
+    Raises:
+        ValueError: names the first row without a label, or with one that is neither.
+    """
+    labels = table.columns[column]
+    for index, label in enumerate(labels):
+        if label is None or (isinstance(label, str) and not label.strip()):
+            raise ValueError(f"{table.place(index)}: the label in column {column!r} is missing.")
+        if not isinstance(label, str | int):
+            raise ValueError(f"{table.place(index)}: label {label!r} is neither text nor an integer.")
+    if all(_is_integer(label) for label in labels):
+        return [int(label) for label in labels]
+    return [str(label).strip() for label in labels]
+
+
+def _is_integer(label: object) -> bool:
+    if isinstance(label, str):
+        return label.strip().removeprefix("-").isdecimal()
+    return isinstance(label, int) and not isinstance(label, bool)
+
+
+def class_numbers(
+    table: Table, labels: Sequence[int | str], class_names: Sequence[str], column: str, numbered: bool
+) -> list[int]:
+    """The class number of each row.
+
+    Args:
+        table: for the places of the rows.
+        labels: what `read_labels` made of them.
+        class_names: by class number.
+        column: the column's name, for the message.
+        numbered: whether integers are class numbers themselves, rather than names.
+
+    Raises:
+        ValueError: names the first row whose label is none of the classes.
+    """
+    number_of = {name: number for number, name in enumerate(class_names)}
+    numbers = []
+    for index, label in enumerate(labels):
+        number = label if numbered and isinstance(label, int) else number_of.get(str(label), -1)
+        if not 0 <= number < len(class_names):
+            known = (
+                f"0 to {len(class_names) - 1}" if numbered and isinstance(label, int) else ", ".join(class_names[:9])
+            )
+            raise ValueError(
+                f"{table.place(index)}: label {label!r} in column {column!r} is none of the classes: {known}."
+            )
+        numbers.append(number)
+    return numbers
+
+
+def names_of(labels: Sequence[int | str]) -> list[str]:
+    """The classes that occur, in order: of the numbers, or of the alphabet."""
+    return [str(label) for label in sorted(set(labels), key=lambda label: (isinstance(label, str), label))]
+
+
+def require_trained(numbers: dict[str, list[int]], class_names: Sequence[str]) -> None:
+    """Check that every class has an example to be learnt from.
+
+    Raises:
+        ValueError: names the first one that has none.
+    """
+    trained = set(numbers["train"])
+    for number, name in enumerate(class_names):
+        if number not in trained:
+            others = [split for split in SPLITS[1:] if number in numbers[split]]
+            where = f", only in {' and '.join(others)}" if others else ""
+            raise ValueError(f"class {name!r} has no example in the train split{where}: leave it out, or add some.")
+    for split in SPLITS:
+        if not numbers[split]:
+            raise ValueError(f"the {split} split is empty: there are too few different texts to be split.")
+
+
+def stratified(texts: Sequence[str], numbers: Sequence[int], split_seed: int, shares: dict[str, float]) -> NDArray[Any]:
+    """The split of each row, by its place in `SPLITS`: each class is divided alike.
+
+    Texts that are the same but for case, spaces and punctuation stay in one split.
+
+    Args:
+        texts: of all rows.
+        numbers: class numbers of all rows.
+        split_seed: decides which text falls into which split.
+        shares: of "val" and "test"; the rest is for training.
+    """
+    _, first, group = np.unique([text_key(text) for text in texts], return_index=True, return_inverse=True)
+    group = group.reshape(-1)
+    # Groups in the order of the rows, so that their numbers do not depend on the keys.
+    group_class = np.asarray(numbers)[first]
+    random = np.random.default_rng(split_seed)
+    split_of = np.zeros(len(first), dtype=np.int64)
+    for number in sorted(set(numbers)):
+        members = np.flatnonzero(group_class == number)
+        members = random.permutation(members[np.argsort(first[members])])
+        num_val, num_test = (round(shares.get(split, 0.0) * len(members)) for split in ("val", "test"))
+        split_of[members[:num_test]] = SPLITS.index("test")
+        split_of[members[num_test : num_test + num_val]] = SPLITS.index("val")
+    return split_of[group]
