@@ -40,6 +40,8 @@ def build(cfg: DictConfig) -> Trainer:
 def test_every_option_builds(config: Callable[..., DictConfig], group: str, option: str) -> None:
     if group == "logger" and option != "csv":
         pytest.importorskip(option)
+    if option.startswith("hf_") and group != "data":
+        pytest.importorskip("transformers")
     needs = {
         "gpt": ["data=lm"],
         "text_classifier": ["data=topics"],
@@ -47,6 +49,10 @@ def test_every_option_builds(config: Callable[..., DictConfig], group: str, opti
         "topics": ["model=text_classifier"],
         "text_files": ["model=gpt"],
         "text_table": ["model=text_classifier"],
+        "hf_text": ["model=gpt"],
+        "hf_labelled_text": ["model=text_classifier"],
+        "hf_causal_lm": ["data=lm"],
+        "hf_classifier": ["data=topics"],
     }
     trainer = build(config("train", "logger=csv", *needs.get(option, []), f"{group}={option}"))
     if group == "logger":

@@ -14,9 +14,20 @@ from {{cookiecutter.package_name}}.checks import require_positive, require_seed
 from {{cookiecutter.package_name}}.data.base import SPLITS, DataModule
 from {{cookiecutter.package_name}}.data.make_tokenizer import make_tokenizer, require_token
 from {{cookiecutter.package_name}}.data.sections import Section
-from {{cookiecutter.package_name}}.data.text_reading import TEXT_PATTERNS, find_files, hash_texts, read_text
+from {{cookiecutter.package_name}}.data.text_reading import (
+    TEXT_PATTERNS,
+    find_files,
+    hash_texts,
+    read_text,
+)
 from {{cookiecutter.package_name}}.data.token_sequences import Blocks, NamedSequences
-from {{cookiecutter.package_name}}.data.tokenizer import ByteTokenizer, Ends, Ids, Tokenizer, tokenizer_from_kept
+from {{cookiecutter.package_name}}.data.tokenizer import (
+    ByteTokenizer,
+    Ends,
+    Ids,
+    Tokenizer,
+    tokenizer_from_kept,
+)
 
 #: Characters that are tokenized at a time: a whole book at once would take a hundred times its size of memory.
 PIECE = 1 << 16

@@ -15,7 +15,12 @@ from {{cookiecutter.package_name}}.checks import require_positive, require_seed
 from {{cookiecutter.package_name}}.data.base import SPLITS, DataModule
 from {{cookiecutter.package_name}}.data.make_tokenizer import make_tokenizer, require_token
 from {{cookiecutter.package_name}}.data.table_reading import TABLE_SUFFIXES, read_table
-from {{cookiecutter.package_name}}.data.text_reading import TEXT_PATTERNS, find_files, hash_texts, read_text
+from {{cookiecutter.package_name}}.data.text_reading import (
+    TEXT_PATTERNS,
+    find_files,
+    hash_texts,
+    read_text,
+)
 from {{cookiecutter.package_name}}.data.token_sequences import Texts
 from {{cookiecutter.package_name}}.data.tokenizer import Ids, Tokenizer, WordHasher, tokenizer_from_kept
 

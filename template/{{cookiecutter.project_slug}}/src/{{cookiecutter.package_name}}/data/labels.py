@@ -1,6 +1,6 @@
 """From the labels of a table to class numbers, with care."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 from {{cookiecutter.package_name}}.data.base import SPLITS
 from {{cookiecutter.package_name}}.data.sections import text_key
 from {{cookiecutter.package_name}}.data.table_reading import Table
-
-#: Shares of the rows for validation and testing; the rest is for training.
-VAL, TEST = 0.1, 0.15
 
 
 def read_labels(table: Table, column: str) -> list[int | str]:
@@ -89,7 +86,9 @@ def require_trained(numbers: dict[str, list[int]], class_names: Sequence[str]) -
             raise ValueError(f"the {split} split is empty: there are too few different texts to be split.")
 
 
-def stratified(texts: Sequence[str], numbers: Sequence[int], split_seed: int, shares: dict[str, float]) -> NDArray[Any]:
+def stratified(
+    texts: Sequence[str], numbers: Sequence[int], split_seed: int, shares: Mapping[str, float]
+) -> NDArray[Any]:
     """The split of each row, by its place in `SPLITS`: each class is divided alike.
 
     Texts that are the same but for case, spaces and punctuation stay in one split.

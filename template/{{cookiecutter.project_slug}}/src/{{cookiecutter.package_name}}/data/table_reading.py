@@ -1,4 +1,4 @@
-"""Reading a user's tables, with care: csv, tsv, jsonl and parquet."""
+"""Reading a user's tables, with care: csv, tsv, json, jsonl and parquet."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from {{cookiecutter.package_name}}.data.text_reading import read_text
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,22 @@ class Table:
     """Some columns of a table, with the place of each row.
 
     Args:
-        source: the file.
+        sources: the file of each row.
         unit: what a place is called: line or row.
         lines: where each row stands, from 1.
         columns: values by column name.
+        class_names: of the labels, where the table itself says that its integers are numbers of classes.
     """
 
-    source: str
+    sources: Sequence[str]
     unit: str
     lines: Sequence[int]
     columns: dict[str, list[Any]]
+    class_names: list[str] | None = None
 
     def place(self, index: int) -> str:
         """Where a row stands, for a message."""
-        return f"{self.source}, {self.unit} {self.lines[index]}"
+        return f"{self.sources[index]}, {self.unit} {self.lines[index]}"
 
     def require_text(self, column: str) -> None:
         """Check that a column holds text in every row.
@@ -53,7 +55,8 @@ def read_table(path: Path, columns: Sequence[str], encoding: str = "utf-8") -> T
     """Read some columns of a file.
 
     Args:
-        path: a .csv or .tsv file with a header, a .jsonl file of one object per line, or a .parquet file.
+        path: a .csv or .tsv file with a header, a .jsonl or .json file of one object per line, a .json file of a list
+            of objects, or a .parquet file.
         columns: which ones.
         encoding: of the text formats.
 
@@ -62,7 +65,7 @@ def read_table(path: Path, columns: Sequence[str], encoding: str = "utf-8") -> T
     """
     if path.suffix in (".csv", ".tsv"):
         table = _read_csv(path, columns, encoding)
-    elif path.suffix == ".jsonl":
+    elif path.suffix in (".jsonl", ".json"):
         table = _read_jsonl(path, columns, encoding)
     elif path.suffix == ".parquet":
         table = _read_parquet(path, columns)
@@ -96,26 +99,34 @@ def _read_csv(path: Path, columns: Sequence[str], encoding: str) -> Table:
     except csv.Error as error:
         raise ValueError(f"{path}, line {start}: {error}.") from error
     places = {name: header.index(name) for name in columns}
-    return Table(str(path), "line", lines, {name: [row[i] for row in rows] for name, i in places.items()})
+    return Table([str(path)] * len(rows), "line", lines, {name: [row[i] for row in rows] for name, i in places.items()})
 
 
 def _read_jsonl(path: Path, columns: Sequence[str], encoding: str) -> Table:
+    text = read_text(path, encoding)
+    is_list = path.suffix == ".json" and text.lstrip().startswith("[")
+    unit = "row" if is_list else "line"
     lines: list[int] = []
     found: dict[str, list[Any]] = {name: [] for name in columns}
-    for number, line in enumerate(read_text(path, encoding).split("\n"), start=1):
-        if not line.strip():
+    rows = enumerate(_parsed(path, 1, text) if is_list else text.split("\n"), start=1)
+    for number, entry in rows:
+        if not is_list and not entry.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: no JSON: {error}.") from error
+        row = entry if is_list else _parsed(path, number, entry)
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: {line[:40]} is no object with columns.")
-        require_columns(f"{path}, line {number}", columns, list(row))
+            raise ValueError(f"{path}, {unit} {number}: {str(entry)[:40]} is no object with columns.")
+        require_columns(f"{path}, {unit} {number}", columns, list(row))
         lines.append(number)
         for name in columns:
             found[name].append(row[name])
-    return Table(str(path), "line", lines, found)
+    return Table([str(path)] * len(lines), unit, lines, found)
+
+
+def _parsed(path: Path, line: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {line + error.lineno - 1}: no JSON: {error.msg}.") from error
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Table:
@@ -124,7 +135,8 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Table:
         table = pq.read_table(path, columns=list(columns))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a parquet file: {error}") from error
-    return Table(str(path), "row", range(1, len(table) + 1), {name: table[name].to_pylist() for name in columns})
+    sources = [str(path)] * len(table)
+    return Table(sources, "row", range(1, len(table) + 1), {name: table[name].to_pylist() for name in columns})
 
 
 def require_columns(source: object, wanted: Sequence[str], found: Sequence[str]) -> None:
@@ -136,3 +148,14 @@ def require_columns(source: object, wanted: Sequence[str], found: Sequence[str])
     for name in wanted:
         if name not in found:
             raise ValueError(f"{source} has no column {name!r}; it has: {', '.join(map(str, found)) or 'none'}.")
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """The rows of tables with the same columns, one table after the other."""
+    return Table(
+        [source for table in tables for source in table.sources],
+        tables[0].unit,
+        [line for table in tables for line in table.lines],
+        {name: [value for table in tables for value in table.columns[name]] for name in tables[0].columns},
+        tables[0].class_names,
+    )

@@ -7,14 +7,13 @@ from typing import Any
 from {{cookiecutter.package_name}}.data.base import SPLITS
 from {{cookiecutter.package_name}}.data.labelled_text import LabelledSplits, LabelledTextDataModule
 from {{cookiecutter.package_name}}.data.labels import (
-    TEST,
-    VAL,
     class_numbers,
     names_of,
     read_labels,
     require_trained,
     stratified,
 )
+from {{cookiecutter.package_name}}.data.sections import SHARES
 from {{cookiecutter.package_name}}.data.table_reading import Table, read_table
 from {{cookiecutter.package_name}}.data.text_reading import find_files
 
@@ -84,6 +83,7 @@ def split_tables(
     """
     for table in tables.values():
         table.require_text(text_column)
+    given_names = given_names or tables["train"].class_names
     labels = {split: read_labels(table, label_column) for split, table in tables.items()}
     names = names_of(labels["train"]) if given_names is None else given_names
     numbers = {
@@ -91,7 +91,7 @@ def split_tables(
         for split, table in tables.items()
     }
     texts = {split: list(table.columns[text_column]) for split, table in tables.items()}
-    shares = {split: share for split, share in (("val", VAL), ("test", TEST)) if split not in tables}
+    shares = {split: share for split, share in SHARES.items() if split not in tables}
     if shares:
         split_of = stratified(texts["train"], numbers["train"], split_seed, shares)
         all_texts, all_numbers = texts["train"], numbers["train"]
@@ -100,9 +100,9 @@ def split_tables(
             texts[split] = [all_texts[row] for row in rows]
             numbers[split] = [all_numbers[row] for row in rows]
     if len(names) < 2:
-        raise ValueError(f"{tables['train'].source}: column {label_column!r} holds one class only, {names[0]!r}.")
+        raise ValueError(f"{tables['train'].sources[0]}: column {label_column!r} holds one class only, {names[0]!r}.")
     try:
         require_trained(numbers, names)
     except ValueError as error:
-        raise ValueError(f"{tables['train'].source}: {error}") from error
+        raise ValueError(f"{tables['train'].sources[0]}: {error}") from error
     return LabelledSplits(texts, numbers, names)
