@@ -14,6 +14,7 @@ from mp_plugin.errors import ConfigError, MpPluginError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from mp_plugin.compare.comparison import Comparison
     from mp_plugin.telemetry.store import Run
 
 LISTED_DAMAGED = 10
@@ -116,16 +117,10 @@ def report(
         return
     from mp_plugin.report.page import build_page
     from mp_plugin.report.verdict import verdict
-    from mp_plugin.whole_file import write_whole
 
     page = build_page(recorded)
     _check_free(output, force=force)  # once more: a page of many samples takes seconds
-    try:
-        write_whole(output, page)
-    except OSError as error:
-        raise ConfigError(
-            f"{output} cannot be written ({error.strerror or error}); accepted: --output with another place."
-        ) from error
+    _write(output, page)
     _tell_damaged(recorded)
     typer.echo(f"{_shown(output)}\n{verdict(recorded).sentence}")
     if open_:
@@ -133,6 +128,77 @@ def report(
 
         if not webbrowser.open(output.absolute().as_uri()):
             typer.echo(f"mp-plugin: there is no browser here to open {_shown(output)}.", err=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Directories of runs, or above them: a sweep's.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A page to write besides.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page, or the JSON file, if it exists.")] = False,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest difference that is taken for none, in the metric's unit: 0.005 is half a point of accuracy.",
+            show_default="0.005; 1% of the reference's mean if the metric is no share",
+        ),
+    ] = None,
+    fail_if_worse: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit with 3 if a precision is worse than the reference by more than this, "
+            "with 4 if it is not shown to be no worse.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="The metric to judge by.", show_default="accuracy before loss, of the test split")
+    ] = None,
+    higher_is_better: Annotated[
+        bool | None,
+        typer.Option("--higher-is-better/--lower-is-better", help="Of the metric.", show_default="as its name tells"),
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="The precision to compare with.", show_default="fp32")] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Of one device, to tell what a run costs.", show_default=False)
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="A JSON file to write besides.", show_default=False)
+    ] = None,
+) -> None:
+    """Tell what lower precision cost in accuracy and what it saved, from runs of several precisions and seeds."""
+    written = [each for each in (output, json_file) if each is not None]
+    for path in written:
+        _check_free(path, force=force)
+    from mp_plugin.compare import compare_runs
+    from mp_plugin.compare.as_json import comparison_json
+    from mp_plugin.compare.terminal import comparison_view
+
+    comparison = compare_runs(
+        runs,
+        metric=metric,
+        higher_is_better=higher_is_better,
+        margin=margin,
+        reference=reference,
+        fail_if_worse=fail_if_worse,
+        price_per_hour=price_per_hour,
+    )
+    _tell_damaged(comparison)
+    _print(comparison_view(comparison))
+    if output is not None:
+        from mp_plugin.compare.page import build_comparison_page
+
+        _write(output, build_comparison_page(comparison))
+    if json_file is not None:
+        _write(json_file, comparison_json(comparison))
+    for path in written:
+        typer.echo(_shown(path))
+    if comparison.exit_status:
+        raise typer.Exit(comparison.exit_status)
 
 
 def _print(view: "RenderableType") -> None:
@@ -144,6 +210,17 @@ def _print(view: "RenderableType") -> None:
     console.print(view)
 
 
+def _write(output: Path, text: str) -> None:
+    from mp_plugin.whole_file import write_whole
+
+    try:
+        write_whole(output, text)
+    except OSError as error:
+        raise ConfigError(
+            f"{output} cannot be written ({error.strerror or error}); accepted: --output with another place."
+        ) from error
+
+
 def _check_free(output: Path, *, force: bool) -> None:
     if os.path.isdir(output):
         raise ConfigError(f"{output} is a directory; accepted: --output with the name of a file.")
@@ -151,7 +228,7 @@ def _check_free(output: Path, *, force: bool) -> None:
         raise ConfigError(f"{output} exists already; accepted: --force to replace it, or --output with another name.")
 
 
-def _tell_damaged(run: "Run") -> None:
+def _tell_damaged(run: "Run | Comparison") -> None:
     if not run.damaged:
         return
     from mp_plugin.report.words import counted, shown_name

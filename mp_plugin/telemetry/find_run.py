@@ -74,10 +74,10 @@ def _runs_below(top: Path) -> Iterator[Path]:
         if depth and _holds_telemetry(directory):
             yield directory
         elif depth < MAX_DEPTH:
-            waiting.extend((below, depth + 1) for below in _directories(directory))
+            waiting.extend((below, depth + 1) for below in directories_below(directory))
 
 
-def _directories(directory: Path) -> list[Path]:
+def directories_below(directory: Path) -> list[Path]:
     """Return those below, but hidden ones and links, which may lead round in circles."""
     try:
         with os.scandir(directory) as entries:

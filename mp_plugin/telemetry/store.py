@@ -59,7 +59,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
     directory = find_run(path)
     samples, damaged_parts = read_samples(directory / "telemetry" / "stats")
-    incidents, events, damaged_lines = _read_incident_log(directory / "telemetry" / "incidents.jsonl")
+    incidents, events, damaged_lines = read_incident_log(directory / "telemetry" / "incidents.jsonl")
     info, damaged_info = _read_info(directory)
     precision_map, damaged_map = _read_map(directory / FILE_NAME)
     return Run(
@@ -73,7 +73,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     )
 
 
-def _read_incident_log(path: Path) -> tuple[list[Incident], list[dict[str, Any]], list[Damage]]:
+def read_incident_log(path: Path) -> tuple[list[Incident], list[dict[str, Any]], list[Damage]]:
+    """Read what can be read of `incidents.jsonl`: the incidents, the other events, and what is damaged."""
     incidents: list[Incident] = []
     events: list[dict[str, Any]] = []
     problems: list[str] = []

@@ -16,29 +16,6 @@ const MEASURES = {
   amax: { title: "largest magnitude", text: (x) => shown(x, 4) },
 };
 
-function baseLayout(theme, isNarrow) {
-  const axis = {
-    gridcolor: theme.rule,
-    zeroline: false,
-    linecolor: theme.rule,
-    tickcolor: theme.rule,
-    ticks: "outside",
-    ticklen: 4,
-    fixedrange: isNarrow, // on a phone a drag scrolls the page
-  };
-  return {
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: theme.font, size: isNarrow ? 11 : 12.5, color: theme.muted },
-    hoverlabel: { bgcolor: theme.raised, bordercolor: theme.rule, font: { color: theme.text, size: 12.5 }, align: "left" },
-    margin: { l: isNarrow ? 44 : 64, r: 12, t: 34, b: 44 },
-    legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { color: theme.muted } },
-    xaxis: { ...axis },
-    yaxis: { ...axis },
-    dragmode: isNarrow ? false : "zoom",
-  };
-}
-
 function stepAxis(layout, steps) {
   const span = Math.max(...steps) - Math.min(...steps);
   Object.assign(layout.xaxis, { title: { text: "Optimizer step" }, tickformat: ",d", dtick: span < 8 ? 1 : undefined });

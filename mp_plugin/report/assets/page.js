@@ -1,37 +1,9 @@
-// The page: unpack, draw, and draw again when the reader picks something else.
+// The page of a run: draw, and draw again when the reader picks something else.
 "use strict";
 
-const find = (selector) => document.querySelector(selector);
 const state = { kind: 0, measure: "headroom", layer: 0, samples: "all" };
-let data;
-
-async function start() {
-  if (typeof DecompressionStream === "undefined") {
-    find("#no-charts").hidden = false;
-    return;
-  }
-  try {
-    [data] = await Promise.all([unpackData("data"), loadPlotly("plotly")]);
-  } catch (error) {
-    find("#no-charts").hidden = false;
-    find("#no-charts").append(` (${error})`);
-    return;
-  }
-  document.documentElement.classList.add("has-charts");
-  setUpControls();
-  drawAll();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  matchMedia("(max-width: 640px)").addEventListener("change", drawAll);
-  for (const [event, isPrinted] of [["beforeprint", true], ["afterprint", false]]) {
-    addEventListener(event, () => {
-      document.documentElement.classList.toggle("is-printed", isPrinted);
-      drawAll();
-    });
-  }
-}
 
 function setUpControls() {
-  find("#theme").addEventListener("click", switchTheme);
   for (const name of ["kind", "measure", "samples"]) {
     for (const input of document.querySelectorAll(`input[name=${name}]`)) {
       input.addEventListener("change", () => {
@@ -48,34 +20,6 @@ function setUpControls() {
   state.measure = data.firstMeasure;
   for (const name of ["kind", "measure"]) find(`input[name=${name}][value="${state[name]}"]`).checked = true;
   select.addEventListener("change", () => pick(Number(select.value)));
-}
-
-function switchTheme() {
-  const isDark = theme().isDark;
-  document.documentElement.dataset.theme = isDark ? "light" : "dark";
-  drawAll();
-}
-
-function theme() {
-  const style = getComputedStyle(document.documentElement);
-  const value = (name) => style.getPropertyValue(`--${name}`).trim();
-  const names = ["page", "raised", "text", "muted", "rule", "accent", "warm", "danger", "band", "noband", "range", "subrange"];
-  return {
-    ...Object.fromEntries(names.map((name) => [name, value(name)])),
-    font: value("sans"), mono: value("mono"), isDark: value("is-dark") === "1",
-    heat: value("heat").split(" "), size: value("size").split(" "),
-  };
-}
-
-function draw(selector, figure) {
-  const node = find(selector);
-  if (!node) return;
-  const config = { displaylogo: false, responsive: true, displayModeBar: false };
-  const [colors, isNarrow] = [theme(), matchMedia("(max-width: 640px)").matches];
-  const { data: traces, layout, height } = figure(colors, isNarrow);
-  // Of the node and not of the layout: Plotly forgets the latter when the window is resized.
-  node.style.height = `${height}px`;
-  Plotly.react(node, traces, layout, config);
 }
 
 function drawAll() {

@@ -1,0 +1,175 @@
+"""Differences between two groups of numbers, and what can be said of them.
+
+Differences are candidate minus reference. Where runs share their seeds they are paired: Student's t on the differences
+of the pairs. Where they do not: Welch's t, which lets the two groups have spreads of their own.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from mp_plugin.errors import UnsupportedError
+
+CONFIDENCE = 0.95
+"""Of all intervals. A line is held by one of its ends, which is a one-sided test at 2.5%."""
+SIGNIFICANCE = 0.05
+"""Of the equivalence test: each of its two one-sided tests at 5%, as is usual."""
+
+
+class Method(str, Enum):
+    """How two groups were compared."""
+
+    paired = "paired by seed"
+    """Student's t on the differences of pairs."""
+    welch = "unpaired"
+    """Welch's t."""
+    point = "no test"
+    """Too few runs for a test: only the difference itself is known."""
+
+
+class Line(str, Enum):
+    """Whether a group holds the line of `--fail-if-worse`."""
+
+    holds = "holds"
+    worse = "worse"
+    """Shown to be worse than the line."""
+    not_shown = "not shown"
+    """Neither shown to be worse than the line, nor shown not to be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How far a candidate lies from the reference."""
+
+    mean: float
+    method: Method
+    count: int
+    """Pairs, or runs of both groups together."""
+    standard_error: float | None = None
+    """None without a test, as are the others."""
+    degrees: float | None = None
+    """Of freedom, of Student's t."""
+    low: float | None = None
+    """The lower end of the 95% confidence interval."""
+    high: float | None = None
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Return the standard deviation of a sample, with n - 1 in the denominator; None of fewer than two values.
+
+    Example:
+        >>> spread([1.0, 3.0]), spread([1.0])
+        (1.4142135623730951, None)
+    """
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def paired(differences: Sequence[float]) -> Difference:
+    """Return the mean of the pairs' differences with its interval by Student's t; without one if there is one pair.
+
+    Example:
+        >>> found = paired([0.1, 0.2, 0.3])
+        >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3)
+        (0.2, -0.048, 0.448)
+    """
+    mean = statistics.fmean(differences)
+    deviation = spread(differences)
+    if deviation is None:
+        return Difference(mean=mean, method=Method.point, count=1)
+    count = len(differences)
+    return _with_interval(mean, deviation / math.sqrt(count), count - 1, Method.paired, count)
+
+
+def unpaired(candidate: Sequence[float], reference: Sequence[float]) -> Difference:
+    """Return the difference of the means with its interval by Welch's t; without one if a group has one value.
+
+    The degrees of freedom are Welch's and Satterthwaite's.
+    """
+    mean = statistics.fmean(candidate) - statistics.fmean(reference)
+    count = len(candidate) + len(reference)
+    if min(len(candidate), len(reference)) < 2:
+        return Difference(mean=mean, method=Method.point, count=count)
+    parts = [statistics.variance(each) / len(each) for each in (candidate, reference)]
+    total = sum(parts)
+    if total == 0:
+        return _with_interval(mean, 0.0, count - 2, Method.welch, count)
+    shares = [part / total for part in parts]  # not their squares, which may underflow
+    degrees = 1 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (candidate, reference), strict=True))
+    return _with_interval(mean, math.sqrt(total), degrees, Method.welch, count)
+
+
+def _with_interval(mean: float, error: float, degrees: float, method: Method, count: int) -> Difference:
+    reach = error * float(_special().stdtrit(degrees, (1 + CONFIDENCE) / 2))
+    return Difference(
+        mean=mean,
+        method=method,
+        count=count,
+        standard_error=error,
+        degrees=degrees,
+        low=mean - reach,
+        high=mean + reach,
+    )
+
+
+def equivalence_p(difference: Difference, margin: float) -> float | None:
+    """Return the p value of two one-sided tests: how well the difference is shown to lie within the margin, either way.
+
+    Small is equivalent: it is the larger of the two p values of "lower than -margin" and "higher than margin".
+
+    Returns:
+        None where there is no test.
+
+    Example:
+        >>> round(equivalence_p(paired([0.1, 0.2, 0.3]), 0.5), 4)
+        0.0175
+    """
+    if difference.standard_error is None:
+        return None
+    return max(_above(difference, -margin), _above(_mirrored(difference), -margin))
+
+
+def line(difference: Difference, margin: float, *, higher_is_better: bool) -> Line:
+    """Say whether a candidate is no worse than a margin below the reference.
+
+    It holds the line if the whole 95% confidence interval lies above it, and is worse if the whole interval lies below
+    it. With an interval across the line neither is shown. Without a test the difference itself is judged.
+    """
+    benefit = difference if higher_is_better else _mirrored(difference)
+    if benefit.low is None or benefit.high is None:
+        return Line.worse if benefit.mean < -margin else Line.holds
+    if benefit.low >= -margin:
+        return Line.holds
+    return Line.worse if benefit.high < -margin else Line.not_shown
+
+
+def _mirrored(difference: Difference) -> Difference:
+    low, high = difference.low, difference.high
+    return Difference(
+        mean=-difference.mean,
+        method=difference.method,
+        count=difference.count,
+        standard_error=difference.standard_error,
+        degrees=difference.degrees,
+        low=None if high is None else -high,
+        high=None if low is None else -low,
+    )
+
+
+def _above(difference: Difference, bound: float) -> float:
+    """Return the p value against: the true difference is no higher than the bound."""
+    distance = difference.mean - bound
+    if difference.standard_error == 0:
+        return 0.0 if distance > 0 else 1.0
+    assert difference.standard_error is not None
+    return float(_special().stdtr(difference.degrees, -distance / difference.standard_error))
+
+
+def _special() -> Any:
+    try:
+        from scipy import special
+    except ImportError as error:
+        raise UnsupportedError("Comparing runs needs scipy, which is not installed: pip install scipy.") from error
+    return special
