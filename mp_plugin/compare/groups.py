@@ -138,7 +138,8 @@ def _apart(group: Group, same: Sequence[Group]) -> Iterator[str]:
         keys = [key for key in dict.fromkeys(key for each in facts for key in each) if _varies(key, facts)]
         if keys:
             for key in keys[:LISTED_DIFFERENCES]:
-                yield f"{key}={facts[place].get(key, 'not set')}"
+                if key in facts[place]:
+                    yield f"{key}={facts[place][key]}"
             if len({json.dumps([each.get(key) for key in keys[:LISTED_DIFFERENCES]]) for each in facts}) == len(same):
                 return
 

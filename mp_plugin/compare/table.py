@@ -1,10 +1,10 @@
 """A comparison as rows of text, for the terminal and the page alike."""
 
 from mp_plugin.compare.comparison import Comparison, GroupResult
-from mp_plugin.compare.cost import NOT_MEASURED, Cost
+from mp_plugin.compare.cost import NOT_MEASURED, Cost, Ratio
 from mp_plugin.compare.judge import MetricResult
 from mp_plugin.compare.likeness import Likeness
-from mp_plugin.compare.verdict import amount, p_words, ratio_words
+from mp_plugin.compare.verdict import amount, amounts, p_words, ratio_words
 from mp_plugin.report.words import percent
 from mp_plugin.telemetry.table import in_seconds
 
@@ -19,11 +19,16 @@ def metric_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
         results = [group.results[place] for group in comparison.groups]
         rows.append((first.metric.name, [mean_words(each) for each in results]))
         if len(results) > 1:
-            rows.append((f"  difference from {comparison.reference}", [difference_words(each) for each in results]))
+            unit = ", points" if first.metric.is_share else ""
+            name = f"  difference from {comparison.reference}{unit}"
+            rows.append((name, [difference_words(each) for each in results]))
         if place == 0 and len(results) > 1:
             rows.append((f"  equivalent within {amount(comparison.margin, comparison.metric)}", _tests(comparison)))
     if any(group.likeness for group in comparison.groups):
-        rows.append(("same predictions as reference", [likeness_words(group.likeness) for group in comparison.groups]))
+        first, *others = [likeness_words(group.likeness) for group in comparison.groups]
+        # The reference is compared with itself under another seed.
+        own = first if first == NOTHING else f"{first}, own seeds"
+        rows.append((f"same predictions as {comparison.reference}", [own, *others]))
     return rows
 
 
@@ -31,11 +36,11 @@ def cost_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Return what is known of the cost: names, and a cell for each group."""
     groups = comparison.groups
     rows = [
-        ("step, median", [_with(_milliseconds(each.cost.step_ms)) for each in groups]),
+        ("step, median", [_milliseconds(each.cost.step_ms) for each in groups]),
         ("samples per second", [_speed(each.cost) for each in groups]),
         (
             "training time",
-            [_with(in_seconds(each.cost.train_seconds)) if each.cost.train_seconds else NOTHING for each in groups],
+            [in_seconds(each.cost.train_seconds) if each.cost.train_seconds else NOTHING for each in groups],
         ),
         (
             "waiting for data",
@@ -61,16 +66,14 @@ def mean_words(result: MetricResult) -> str:
 
 
 def difference_words(result: MetricResult) -> str:
-    """Return a difference from the reference with its interval."""
+    """Return a difference from the reference with its interval, without its unit."""
     found = result.difference
     if found is None:
         return NOTHING
-    unit = " points" if result.metric.is_share else ""
-    mean = amount(found.mean, result.metric, signed=True).removesuffix(unit)
     if found.low is None or found.high is None:
-        return mean + unit
-    ends = [amount(each, result.metric, signed=True).removesuffix(unit) for each in (found.low, found.high)]
-    return f"{mean}{unit} ({ends[0]} to {ends[1]})"
+        return amounts([found.mean], result.metric, signed=True)[0]
+    mean, low, high = amounts([found.mean, found.low, found.high], result.metric, signed=True)
+    return f"{mean} ({low} to {high})"
 
 
 def likeness_words(likeness: Likeness | None) -> str:
@@ -86,8 +89,7 @@ def energy_words(cost: Cost) -> str:
     """Return the energy of a run, or that it was not measured."""
     if cost.energy_joules is None:
         return NOT_MEASURED
-    ratio = "" if cost.energy is None or cost.energy.middle == 1 else f" ({ratio_words(cost.energy.middle)})"
-    return f"{_digits(cost.energy_joules / KILOBYTE, 3)} kJ{ratio}"
+    return _with(f"{_digits(cost.energy_joules / KILOBYTE, 3)} kJ", cost.energy)
 
 
 def size_words(size: float) -> str:
@@ -107,20 +109,20 @@ def size_words(size: float) -> str:
 def _tests(comparison: Comparison) -> list[str]:
     cells = []
     for place, group in enumerate(comparison.groups):
-        cells.append(NOTHING if not place else f"{group.verdict.kind.value} ({p_words(group.p)})")
+        cells.append(NOTHING if not place else f"{group.verdict.kind.value}, {p_words(group.p)}")
     return cells
 
 
 def _speed(cost: Cost) -> str:
     if cost.samples_per_second is None:
         return NOTHING
-    return _with(f"{cost.samples_per_second:,.4g}", None if cost.speed is None else ratio_words(cost.speed.middle))
+    return _with(f"{cost.samples_per_second:,.4g}", cost.speed)
 
 
 def _memory(cost: Cost) -> str:
     if cost.peak_memory_bytes is None:
         return NOTHING
-    return _with(size_words(cost.peak_memory_bytes), None if cost.memory is None else ratio_words(cost.memory.middle))
+    return _with(size_words(cost.peak_memory_bytes), cost.memory)
 
 
 def _money(cost: Cost) -> str:
@@ -137,8 +139,9 @@ def _count(number: int | None) -> str:
     return NOTHING if number is None else f"{number:,}"
 
 
-def _with(text: str, more: str | None = None) -> str:
-    return text if more is None else f"{text} ({more})"
+def _with(text: str, ratio: Ratio | None) -> str:
+    """Add the multiple of the reference, but to the reference itself."""
+    return text if ratio is None or ratio.low == ratio.high == 1 else f"{text} ({ratio_words(ratio.middle)})"
 
 
 def _milliseconds(value: float | None) -> str:

@@ -1,5 +1,7 @@
 """What a comparison says of a precision, in one sentence."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -8,6 +10,7 @@ from mp_plugin.compare.metrics import Metric
 from mp_plugin.compare.statistics import CONFIDENCE, SIGNIFICANCE, Difference, Line
 from mp_plugin.report.verdict import Severity
 
+MINUS = "\N{MINUS SIGN}"
 SAME_SPEED = 0.05
 """Ratios this near to 1 are told as the same."""
 
@@ -153,23 +156,42 @@ def amount(value: float, metric: Metric, *, signed: bool = False) -> str:
 
     Example:
         >>> acc = Metric(name="test/acc", higher_is_better=True, is_share=True)
-        >>> amount(0.005, acc), amount(-0.0123, acc, signed=True)
-        ('0.5 points', '−1.23 points')
+        >>> amount(0.005, acc), amount(0.01, acc), amount(-0.0123, acc, signed=True)
+        ('0.5 points', '1 point', '−1.23 points')
     """
-    unit = " points" if metric.is_share else ""
-    scaled = 100 * value if metric.is_share else value
-    text = f"{scaled:+.3g}" if signed else f"{scaled:.3g}"
-    if abs(scaled) < 1e-9:
-        text = "0"
-    return text.replace("-", "\N{MINUS SIGN}") + unit
+    (text,) = amounts([value], metric, signed=signed)
+    if not metric.is_share:
+        return text
+    return f"{text} point" if text.lstrip(f"+{MINUS}") == "1" else f"{text} points"
+
+
+def amounts(values: Sequence[float], metric: Metric, *, signed: bool = False) -> list[str]:
+    """Return differences that stand side by side, without their unit: three digits of the largest one.
+
+    Example:
+        >>> acc = Metric(name="test/acc", higher_is_better=True, is_share=True)
+        >>> amounts([-0.00092, 0.00112], acc, signed=True)
+        ['−0.092', '+0.112']
+        >>> amounts([-0.0212, -0.0188], acc, signed=True)
+        ['−2.12', '−1.88']
+    """
+    scaled = [100 * value if metric.is_share else value for value in values]
+    largest = max(map(abs, scaled))
+    decimals = min(12, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 0
+    found = []
+    for value in scaled:
+        text = f"{value:{'+' if signed else ''},.{decimals}f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        found.append("0" if text in ("+0", "-0") else text.replace("-", MINUS))
+    return found
 
 
 def interval(difference: Difference, metric: Metric) -> str:
     """Return the confidence interval of a difference, as candidate minus reference."""
     assert difference.low is not None
     assert difference.high is not None
-    low = amount(difference.low, metric, signed=True).removesuffix(" points")
-    return f"{CONFIDENCE:.0%} CI {low} to {amount(difference.high, metric, signed=True)}"
+    low, high = amounts([difference.low, difference.high], metric, signed=True)
+    return f"{CONFIDENCE:.0%} CI {low} to {high}"
 
 
 def p_words(p: float | None) -> str:

@@ -36,12 +36,17 @@ function valuesFigure(data, theme, isNarrow) {
       marker: { color: colors[place], size: 8, opacity: 0.75, line: { color: theme.page, width: 1 } },
     });
   });
-  categories(layout.xaxis, data.groups.map(({ label }) => label), isNarrow);
-  Object.assign(layout.yaxis, { automargin: true, nticks: 6, title: { text: plain(data.metric.name) } });
+  categories(layout.xaxis, data.groups.map(({ label }) => label));
+  Object.assign(layout.yaxis, { automargin: true, nticks: 6 });
   if (data.metric.isShare) layout.yaxis.tickformat = ".1%";
   Object.assign(layout, { showlegend: false });
   layout.margin.t = 16;
   return { data: traces, layout, height: 320 };
+}
+
+// What follows the name of a precision goes below it.
+function broken(label) {
+  return label.split(" ").map((part) => plain(shortened(part, 18))).join("<br>");
 }
 
 function sharedSeeds(data) {
@@ -51,9 +56,9 @@ function sharedSeeds(data) {
   return seeds.filter((seed) => has(first, seed) && others.some((group) => has(group, seed)));
 }
 
-function categories(axis, labels, isNarrow) {
+function categories(axis, labels) {
   Object.assign(axis, {
-    tickvals: labels.map((_, place) => place), ticktext: labels.map((label) => plain(shortened(label, isNarrow ? 12 : 24))),
+    tickvals: labels.map((_, place) => place), ticktext: labels.map(broken),
     range: [-0.6, labels.length - 0.4], showgrid: false, ticks: "", fixedrange: true,
   });
 }
@@ -91,7 +96,7 @@ function differencesFigure(data, theme, isNarrow) {
   const better = data.metric.higherIsBetter ? "better \u2192" : "\u2190 better";
   Object.assign(layout.xaxis, { title: { text: `Difference${name ? ` in${name}` : ""}, ${better}` }, nticks: 8, range: reach(traces, margin, layout) });
   Object.assign(layout.yaxis, {
-    tickvals: groups.map((_, place) => place), ticktext: groups.map(({ label }) => plain(shortened(label, isNarrow ? 12 : 24))),
+    tickvals: groups.map((_, place) => place), ticktext: groups.map(({ label }) => broken(label)),
     range: [groups.length - 0.4, -0.6], showgrid: false, ticks: "", automargin: true, fixedrange: true,
   });
   layout.showlegend = false;
@@ -128,7 +133,7 @@ function costFigure(data, theme, isNarrow, { bars }) {
   }));
   Object.assign(layout.xaxis, { range: [0, 1.2 * top], showgrid: false, nticks: 5, ticksuffix: "\u00d7", fixedrange: true });
   Object.assign(layout.yaxis, {
-    tickvals: known.map((_, place) => place), ticktext: known.map(({ label }) => plain(shortened(label, 12))),
+    tickvals: known.map((_, place) => place), ticktext: known.map(({ label }) => broken(label)),
     range: [known.length - 0.4, -0.6], showgrid: false, ticks: "", automargin: true, fixedrange: true,
   });
   layout.shapes = [{ type: "line", xref: "x", yref: "paper", x0: 1, x1: 1, y0: 0, y1: 1, line: { color: theme.muted, width: 1, dash: "dot" } }];
