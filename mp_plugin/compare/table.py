@@ -25,10 +25,10 @@ def metric_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
         if place == 0 and len(results) > 1:
             rows.append((f"  equivalent within {amount(comparison.margin, comparison.metric)}", _tests(comparison)))
     if any(group.likeness for group in comparison.groups):
-        first, *others = [likeness_words(group.likeness) for group in comparison.groups]
-        # The reference is compared with itself under another seed.
-        own = first if first == NOTHING else f"{first}, own seeds"
-        rows.append((f"same predictions as {comparison.reference}", [own, *others]))
+        cells = [likeness_words(group.likeness) for group in comparison.groups]
+        if cells[0] != NOTHING:  # the reference is compared with itself under another seed
+            cells[0] += ", own seeds"
+        rows.append((f"same predictions as {comparison.reference}", cells))
     return rows
 
 
