@@ -40,6 +40,7 @@ conf/logger/wandb.yaml
 conf/paths/default.yaml
 conf/predict.yaml
 conf/train.yaml
+conf/trainer/ddp.yaml
 conf/trainer/default.yaml
 eval.py
 predict.py
@@ -60,9 +61,13 @@ src/PKG/entry_point.py
 src/PKG/errors.py
 src/PKG/evaluation.py
 src/PKG/instantiate.py
+src/PKG/launch.py
+src/PKG/meeting_point.py
 src/PKG/models/__init__.py
+src/PKG/other_process.py
 src/PKG/overrides.py
 src/PKG/prediction.py
+src/PKG/processes.py
 src/PKG/run.py
 src/PKG/run_directory.py
 src/PKG/tasks/__init__.py

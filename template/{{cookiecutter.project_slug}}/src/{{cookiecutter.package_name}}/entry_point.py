@@ -2,15 +2,24 @@
 
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from {{cookiecutter.package_name}}.errors import refusing
+from {{cookiecutter.package_name}}.meeting_point import meeting_point
+from {{cookiecutter.package_name}}.processes import Place, this_process
+from {{cookiecutter.package_name}}.run_directory import RUN_NAME, run_name
 
 
-def entry_point(main: Callable[[], None]) -> Callable[[], None]:
+def entry_point(main: Callable[..., None]) -> Callable[[], None]:
     """Make settings that do not compose end in one sentence on stderr and exit status 1, like all other bad settings.
+
+    Of the processes that torchrun or srun has started, the first one composes the config for all.
 
     Args:
         main: a function decorated with `hydra.main`.
@@ -18,13 +27,40 @@ def entry_point(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
-        before = os.environ.get("HYDRA_FULL_ERROR", "0")
+        place = this_process()
+        _refuse_sweep(place, sys.argv[1:])
+        if place.launcher is not None and place.rank > 0:
+            # `launch.on_all_processes` puts the first one's config in the place of this one.
+            main(OmegaConf.create())
+            return
+        if place.launcher is not None and place.world_size > 1:
+            meeting_point(place)  # is open before anything can go wrong here, so that the others notice if it does
         # Hydra hands exceptions on, rather than print them itself over several lines.
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-        try:
-            with refusing(HydraException):
-                main()
-        finally:
-            os.environ["HYDRA_FULL_ERROR"] = before
+        with _variables({"HYDRA_FULL_ERROR": "1", RUN_NAME: run_name(place)}), refusing(HydraException):
+            main()
 
     return run
+
+
+def _refuse_sweep(place: Place, arguments: list[str]) -> None:
+    """Refuse a sweep in processes that were started for one run."""
+    if place.world_size > 1 and place.launcher is not None and {"-m", "--multirun"} & set(arguments):
+        raise SystemExit(
+            f"{place.launcher} has started {place.world_size} processes for one run, and -m asks for several runs: "
+            f"leave {place.launcher} out, as every run of a sweep starts its own processes."
+        )
+
+
+@contextmanager
+def _variables(values: dict[str, str | None]) -> Iterator[None]:
+    """Set environment variables for a while; None leaves one as it is."""
+    before: dict[str, Any] = {name: os.environ.get(name) for name in values}
+    os.environ |= {name: value for name, value in values.items() if value is not None}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

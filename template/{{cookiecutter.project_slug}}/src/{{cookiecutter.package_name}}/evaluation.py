@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 
 from {{cookiecutter.package_name}}.checkpoint import read_checkpoint
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
+from {{cookiecutter.package_name}}.launch import on_all_processes, start_other_processes
 from {{cookiecutter.package_name}}.run import (
     Run,
     announce,
@@ -17,6 +18,7 @@ from {{cookiecutter.package_name}}.run import (
 from {{cookiecutter.package_name}}.terminal import show_results
 
 
+@on_all_processes
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Test a checkpoint on the test split, and leave metrics.json in the run's directory.
 
@@ -32,6 +34,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     with refusing(*BAD_REQUEST):
         run = prepare(cfg)
         model = trained_model(run, cfg.ckpt_path)
+        start_other_processes(run.trainer)
     announce(cfg, run)
     run.trainer.test(model, run.datamodule, verbose=False)
     metrics, baselines = to_floats(run.trainer.callback_metrics), run.datamodule.baselines()

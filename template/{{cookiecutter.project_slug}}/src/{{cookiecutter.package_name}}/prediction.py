@@ -10,10 +10,12 @@ from torch import Tensor
 
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.evaluation import trained_model
+from {{cookiecutter.package_name}}.launch import on_all_processes, start_other_processes
 from {{cookiecutter.package_name}}.run import announce, prepare
 from {{cookiecutter.package_name}}.terminal import show_results
 
 
+@on_all_processes
 def predict(cfg: DictConfig) -> Path:
     """Write predictions.csv in the run's directory, one row per example of the data module's predict split.
 
@@ -29,6 +31,7 @@ def predict(cfg: DictConfig) -> Path:
     with refusing(*BAD_REQUEST):
         run = prepare(cfg)
         model = trained_model(run, cfg.ckpt_path)
+        start_other_processes(run.trainer)
     announce(cfg, run)
     batches = cast(list[dict[str, Tensor]], run.trainer.predict(model, run.datamodule))
     file = run.directory / "predictions.csv"

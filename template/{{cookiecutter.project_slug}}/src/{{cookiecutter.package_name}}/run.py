@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from {{cookiecutter.package_name}}.checks import require_seed
 from {{cookiecutter.package_name}}.data.base import DataModule
 from {{cookiecutter.package_name}}.instantiate import instantiate_each, instantiate_trusted
+from {{cookiecutter.package_name}}.launch import prepare_data
 from {{cookiecutter.package_name}}.overrides import refuse_repeated
 from {{cookiecutter.package_name}}.tasks.base import num_parameters
 from {{cookiecutter.package_name}}.terminal import quieten, show_config
@@ -50,7 +51,7 @@ def prepare(cfg: DictConfig) -> Run:
     require_seed(seed=cfg.seed)
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate_trusted(cfg.data)
-    datamodule.prepare_data()
+    prepare_data(datamodule)
     datamodule.setup()
     fill_from_data(cfg.model, datamodule.facts())
     model = instantiate_trusted(cfg.model)

@@ -1,11 +1,38 @@
 """A run never writes into the directory of another."""
 
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from {{cookiecutter.package_name}}.meeting_point import job_key, meeting_point
+from {{cookiecutter.package_name}}.processes import Place, this_process
+
+#: The environment variable from which conf/hydra/default.yaml takes the name of a run's directory, if it is set.
+RUN_NAME = "{{cookiecutter.package_name | upper}}_RUN_NAME"
+
+
+def run_name(place: Place) -> str | None:
+    """The name of the directory that all processes of a launcher's job share, and all restarts of the job.
+
+    Args:
+        place: of this process.
+
+    Returns:
+        None where there is no launcher: the name is then the time at which the config was composed.
+    """
+    if place.launcher is None or RUN_NAME in os.environ:
+        return None
+    if place.launcher == "srun":
+        return place.job
+    # torchrun has no name that is unique, but a store that stays when it starts the processes again.
+    store, key = meeting_point(place), job_key(place, "run-name")
+    if not store.check([key]):
+        store.set(key, datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+    return store.get(key).decode()
 
 
 class RefuseExistingRun(Callback):
@@ -18,14 +45,21 @@ class RefuseExistingRun(Callback):
         """Create the run's own subdirectory, the mark of a run; only one process can.
 
         Raises:
-            SystemExit: if the directory already holds a run.
+            SystemExit: if the directory already holds a run, other than the one that a launcher starts again.
         """
+        place = this_process()
         # The other processes of a multi-device run share the directory that the first one claimed.
-        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        if place.rank > 0:
             return
         run_dir = Path(config.hydra.run.dir)
         mark = run_dir / (config.hydra.output_subdir or ".hydra")
+        owner = mark / "launcher"
+        job = f"{place.job} {os.environ.get(RUN_NAME, '')}"
+        if place.restarts and owner.is_file() and owner.read_text(encoding="utf-8") == job:
+            return
         _claim(mark, f"hydra.run.dir={run_dir}")
+        if place.launcher is not None:
+            owner.write_text(job, encoding="utf-8")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Create the directory that the runs of a sweep share.

@@ -9,6 +9,7 @@ from {{cookiecutter.package_name}}.checkpoint import (
     read_checkpoint,
 )
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
+from {{cookiecutter.package_name}}.launch import on_all_processes, start_other_processes
 from {{cookiecutter.package_name}}.run import (
     announce,
     close_loggers,
@@ -22,6 +23,7 @@ from {{cookiecutter.package_name}}.run import (
 from {{cookiecutter.package_name}}.terminal import show_results
 
 
+@on_all_processes
 def train(cfg: DictConfig) -> dict[str, float]:
     """Train a model, test its best checkpoint, and leave metrics.json in the run's directory.
 
@@ -40,6 +42,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             checkpoint = read_checkpoint(cfg.ckpt_path, type(run.model).__name__)
             check_weights_fit(run.model, checkpoint, cfg.ckpt_path)
             check_epochs_left(run.trainer.max_epochs, checkpoint, cfg.ckpt_path)
+        start_other_processes(run.trainer)
     announce(cfg, run)
     # What only the plugin can tell, such as a precision that the device does not have.
     with refusing(MpPluginError):

@@ -58,7 +58,7 @@ class Classifier(Task):
         inputs, labels = batch
         logits = self(inputs)
         accuracy.update(logits, labels)
-        self.log(f"{stage}/loss", F.cross_entropy(logits, labels), batch_size=len(labels))
+        self.log(f"{stage}/loss", F.cross_entropy(logits, labels), batch_size=len(labels), sync_dist=True)
         self.log(f"{stage}/acc", accuracy, prog_bar=True, batch_size=len(labels))
         return logits
 
