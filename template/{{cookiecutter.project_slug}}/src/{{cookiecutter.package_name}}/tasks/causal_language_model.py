@@ -57,7 +57,7 @@ class CausalLanguageModel(Task):
         nats, prediction = self._judge(batch)
         columns = _columns(batch, nats, prediction)
         bits_per_byte.update(columns["bits_per_byte"], weight=batch["num_bytes"])
-        self.log(f"{stage}/loss", nats.sum() / _num_tokens(batch), batch_size=len(nats))
+        self.log(f"{stage}/loss", nats.sum() / _num_tokens(batch), batch_size=len(nats), sync_dist=True)
         self.log(f"{stage}/bits_per_byte", bits_per_byte, prog_bar=True, batch_size=len(nats))
         return columns
 
