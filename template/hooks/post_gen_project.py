@@ -43,6 +43,7 @@ NLP_FILES = (
     f"{PACKAGE}/data/hf_dataset.py",
     f"{PACKAGE}/data/hf_labelled_text.py",
     f"{PACKAGE}/data/hf_text.py",
+    f"{PACKAGE}/data/kept.py",
     f"{PACKAGE}/data/labelled_text.py",
     f"{PACKAGE}/data/labels.py",
     f"{PACKAGE}/data/language_model.py",
@@ -68,6 +69,8 @@ NLP_FILES = (
     "tests/test_gpt.py",
     "tests/test_text_baselines.py",
     "tests/test_text_data.py",
+    "tests/test_text_files.py",
+    "tests/test_text_table.py",
 )
 GITHUB_FILES = (".github/dependabot.yml", ".github/workflows/ci.yml")
 DOCKER_FILES = (".dockerignore", "Dockerfile")

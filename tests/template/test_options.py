@@ -117,6 +117,7 @@ src/PKG/data/causal_text.py
 src/PKG/data/hf_dataset.py
 src/PKG/data/hf_labelled_text.py
 src/PKG/data/hf_text.py
+src/PKG/data/kept.py
 src/PKG/data/labelled_text.py
 src/PKG/data/labels.py
 src/PKG/data/language_model.py
@@ -142,6 +143,8 @@ src/PKG/tasks/text_classification.py
 tests/test_gpt.py
 tests/test_text_baselines.py
 tests/test_text_data.py
+tests/test_text_files.py
+tests/test_text_table.py
 """
 GITHUB_FILES = ".github/dependabot.yml .github/workflows/ci.yml"
 DOCKER_FILES = ".dockerignore Dockerfile"

@@ -49,6 +49,8 @@ class CausalTextDataModule(DataModule):
         eos_token: the token between two documents, for a tokenizer that does not say which of its tokens that is.
         encoding: of text files.
         predict_by: "line" or "file": what is an example in a user's own files.
+        num_workers: processes that prepare batches ahead.
+        pin_memory: keep batches where a GPU copies faster from; None: where there is a GPU.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class CausalTextDataModule(DataModule):
         eos_token: str | None = None,
         encoding: str = "utf-8",
         predict_by: str = "line",
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(batch_size, num_workers, pin_memory)
         require_seed(split_seed=split_seed)
         require_positive(block_size=block_size)
         if predict_by not in PREDICT_BY:

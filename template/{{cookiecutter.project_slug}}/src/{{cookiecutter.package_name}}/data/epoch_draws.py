@@ -1,5 +1,6 @@
 """Random changes to an example as a function of seed, epoch and example."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,3 +29,11 @@ class EpochDraws(Dataset[Any]):
         if not hasattr(self.dataset, "draw"):
             return self.dataset[index]
         return self.dataset.draw(index, np.random.default_rng((self.seed, epoch, index)))
+
+    def __getitems__(self, draws: Sequence[int]) -> list[Any]:
+        """The examples of a batch, together where the data set can give them so, such as texts padded alike."""
+        together = getattr(self.dataset, "__getitems__", None)
+        if together is None or hasattr(self.dataset, "draw"):
+            return [self[draw] for draw in draws]
+        examples: list[Any] = together([draw % len(self) for draw in draws])
+        return examples

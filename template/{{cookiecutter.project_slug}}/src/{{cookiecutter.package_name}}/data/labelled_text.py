@@ -55,6 +55,8 @@ class LabelledTextDataModule(DataModule):
         pad_token: padding, for a tokenizer that does not say which of its tokens that is.
         text_column: of tables.
         encoding: of text files.
+        num_workers: processes that prepare batches ahead.
+        pin_memory: keep batches where a GPU copies faster from; None: where there is a GPU.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class LabelledTextDataModule(DataModule):
         pad_token: str | None = None,
         text_column: str = "text",
         encoding: str = "utf-8",
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(batch_size, num_workers, pin_memory)
         require_seed(split_seed=split_seed)
         require_positive(max_tokens=max_tokens)
         self.split_seed, self.choice, self.vocab_size, self.pad_token = split_seed, tokenizer, vocab_size, pad_token

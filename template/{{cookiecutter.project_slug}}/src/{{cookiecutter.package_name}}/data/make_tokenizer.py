@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from {{cookiecutter.package_name}}.data.tokenizer import (
     NUM_BYTES,
     NUM_HASHED_WORDS,
@@ -12,6 +14,7 @@ from {{cookiecutter.package_name}}.data.tokenizer import (
     SubwordTokenizer,
     Tokenizer,
     WordHasher,
+    tokenizer_from_kept,
 )
 from {{cookiecutter.package_name}}.packages import import_extra
 
@@ -32,8 +35,8 @@ def make_tokenizer(
     """Make or load a tokenizer.
 
     Args:
-        choice: "train" (byte-level BPE), "bytes", "words" (hashed), the path of a tokenizer.json, or the name or folder
-            of a Hugging Face tokenizer.
+        choice: "train" (byte-level BPE), "bytes", "words" (hashed), the path of a tokenizer.json or of one of this
+            project's checkpoints, or the name or folder of a Hugging Face tokenizer.
         train_texts: texts of the training split.
         vocab_size: number of ids, for those that are made here.
         pad_token: padding of a loaded tokenizer; None: what it is usually called.
@@ -51,7 +54,24 @@ def make_tokenizer(
         return train_bpe(train_texts, 4096 if vocab_size is None else vocab_size)
     if choice.endswith(".json"):
         return load_json(Path(choice).expanduser(), pad_token, eos_token)
+    if choice.endswith(".ckpt"):
+        return load_checkpoint(choice)
     return load_hugging_face(choice, pad_token, eos_token)
+
+
+def load_checkpoint(path: str) -> Tokenizer:
+    """The tokenizer that a model was trained with, so that it can go on with other text.
+
+    Raises:
+        ValueError: if the file is not a checkpoint, or that of a model without a tokenizer.
+    """
+    try:
+        kept = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)["data"]["tokenizer"]
+    except OSError as error:
+        raise ValueError(f"data.tokenizer={path} cannot be read: {error}") from error
+    except Exception as error:  # whatever the reader trips over
+        raise ValueError(f"data.tokenizer={path} is not a checkpoint with a tokenizer.") from error
+    return tokenizer_from_kept(kept)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
@@ -112,7 +132,8 @@ def load_hugging_face(name: str, pad_token: str | None, eos_token: str | None) -
     except (OSError, ValueError, json.JSONDecodeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"data.tokenizer={name} is neither train, bytes, words, a .json file nor a Hugging Face tokenizer: {first}"
+            f"data.tokenizer={name} is none of train, bytes and words, no .json or .ckpt file, "
+            f"and no Hugging Face tokenizer: {first}"
         ) from error
     if not getattr(loaded, "is_fast", False):
         raise ValueError(f"data.tokenizer={name} has no tokenizer.json, which this project needs: choose another one.")

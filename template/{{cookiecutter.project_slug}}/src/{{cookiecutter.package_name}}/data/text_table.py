@@ -60,7 +60,7 @@ class TextTableDataModule(LabelledTextDataModule):
     def _read(self, path: str | None, setting: str) -> Table:
         files = find_files(path, [], setting) if path is None or not Path(path).expanduser().is_dir() else []
         if not files:
-            raise ValueError(f"{setting}={path} is a folder: name one csv, tsv, jsonl or parquet file.")
+            raise ValueError(f"{setting}={path} is a folder: name one csv, tsv, json, jsonl or parquet file.")
         return read_table(files[0], [self.text_column, self.label_column], self.encoding)
 
 
