@@ -145,6 +145,15 @@ def compare_runs(
     )
 
 
+def precisions_below(path: str | os.PathLike[str]) -> list[str]:
+    """Return the precision settings of the runs at or below a directory, FP32 first; read in a moment.
+
+    Raises:
+        TelemetryError: for a path that holds no run.
+    """
+    return [group.label for group in grouped([read_run(each) for each in find_runs([path])])]
+
+
 def _check(**settings: float | None) -> None:
     for name, value in settings.items():
         if value is not None and not is_number(value, lowest=0):

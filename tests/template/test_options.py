@@ -46,11 +46,13 @@ eval.py
 predict.py
 pyproject.toml
 src/PKG/__init__.py
+src/PKG/ablate.py
 src/PKG/baselines/__init__.py
 src/PKG/baselines/majority.py
 src/PKG/batch_seed.py
 src/PKG/checkpoint.py
 src/PKG/checks.py
+src/PKG/compare_at_end.py
 src/PKG/data/__init__.py
 src/PKG/data/base.py
 src/PKG/data/epoch_draws.py
@@ -76,6 +78,7 @@ src/PKG/tasks/classification.py
 src/PKG/terminal.py
 src/PKG/training.py
 tests/conftest.py
+tests/test_ablate.py
 tests/test_bad_input.py
 tests/test_configs.py
 tests/test_eval_and_predict.py

@@ -1,0 +1,33 @@
+"""What a sweep over precisions found, at its end."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from mp_plugin.compare import build_comparison_page, compare_runs, comparison_view, precisions_below
+from mp_plugin.errors import MpPluginError
+from omegaconf import DictConfig
+from rich.console import Console
+
+PAGE = "compare.html"
+
+
+class CompareAtEnd(Callback):
+    """Compare the runs of a sweep that has two precisions or more: a table here, and a page in the sweep's directory.
+
+    The runs are over by then, so nothing that goes wrong here may count against them.
+    """
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table and write the page."""
+        directory = Path(config.hydra.sweep.dir)
+        try:
+            if len(precisions_below(directory)) < 2:
+                return
+            comparison = compare_runs([directory])
+            Console().print(comparison_view(comparison))
+            (directory / PAGE).write_text(build_comparison_page(comparison), encoding="utf-8")
+        except (MpPluginError, OSError) as error:
+            print(f"The runs are not compared: {error}")
+            return
+        print(f"Page: {directory / PAGE}")
