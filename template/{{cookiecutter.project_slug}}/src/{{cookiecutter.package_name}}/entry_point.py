@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 
 from {{cookiecutter.package_name}}.errors import refusing
@@ -37,7 +37,12 @@ def entry_point(main: Callable[..., None]) -> Callable[[], None]:
             meeting_point(place)  # is open before anything can go wrong here, so that the others notice if it does
         # Hydra hands exceptions on, rather than print them itself over several lines.
         with _variables({"HYDRA_FULL_ERROR": "1", RUN_NAME: run_name(place)}), refusing(HydraException):
-            main()
+            try:
+                main()
+            except MissingConfigException as error:
+                if "submitit" in str(error.missing_cfg_file):
+                    raise SystemExit('trainer=slurm needs hydra-submitit-launcher: pip install -e ".[slurm]"') from error
+                raise
 
     return run
 
@@ -45,10 +50,9 @@ def entry_point(main: Callable[..., None]) -> Callable[[], None]:
 def _refuse_sweep(place: Place, arguments: list[str]) -> None:
     """Refuse a sweep in processes that were started for one run."""
     if place.world_size > 1 and place.launcher is not None and {"-m", "--multirun"} & set(arguments):
-        raise SystemExit(
-            f"{place.launcher} has started {place.world_size} processes for one run, and -m asks for several runs: "
-            f"leave {place.launcher} out, as every run of a sweep starts its own processes."
-        )
+        sentence = f"{place.launcher} has started {place.world_size} processes for one run, and -m asks for several: "
+        sentence += f"leave {place.launcher} out, as every run of a sweep starts its own processes."
+        raise SystemExit(1 if place.rank else sentence)  # said once
 
 
 @contextmanager

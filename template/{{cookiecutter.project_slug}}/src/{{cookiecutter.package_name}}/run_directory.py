@@ -1,6 +1,7 @@
 """A run never writes into the directory of another."""
 
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,13 @@ class RefuseExistingRun(Callback):
         """Create the directory that the runs of a sweep share.
 
         Raises:
-            SystemExit: if the directory exists.
+            SystemExit: if the directory exists, or if SLURM is to run the sweep and is not here.
         """
+        if "SlurmLauncher" in str(config.hydra.launcher.get("_target_")) and shutil.which("srun") is None:
+            raise SystemExit(
+                "trainer=slurm hands runs to SLURM, and this machine has no srun: start it on your cluster, or try it out "
+                "with trainer=ddp hydra/launcher=submitit_local."
+            )
         sweep_dir = Path(config.hydra.sweep.dir)
         _claim(sweep_dir, f"hydra.sweep.dir={sweep_dir}")
 

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
 from {{cookiecutter.package_name}}.checks import require_fraction, require_positive
+from {{cookiecutter.package_name}}.shard import shard
 
 
 class Task(LightningModule):
@@ -27,6 +28,10 @@ class Task(LightningModule):
         require_positive(lr=lr)
         require_fraction(weight_decay=weight_decay, warmup_fraction=warmup_fraction)
         self.lr, self.weight_decay, self.warmup_fraction = lr, weight_decay, warmup_fraction
+
+    def configure_model(self) -> None:
+        """Spread the weights over the devices, under `trainer=fsdp2`."""
+        shard(self)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW, and the schedule over all steps of the run."""
