@@ -41,7 +41,7 @@ def entry_point(main: Callable[..., None]) -> Callable[[], None]:
                 main()
             except MissingConfigException as error:
                 if "submitit" in str(error.missing_cfg_file):
-                    raise SystemExit('trainer=slurm needs hydra-submitit-launcher: pip install -e ".[slurm]"') from error
+                    raise SystemExit('SLURM needs hydra-submitit-launcher: pip install -e ".[slurm]"') from error
                 raise
 
     return run

@@ -70,8 +70,8 @@ class RefuseExistingRun(Callback):
         """
         if "SlurmLauncher" in str(config.hydra.launcher.get("_target_")) and shutil.which("srun") is None:
             raise SystemExit(
-                "trainer=slurm hands runs to SLURM, and this machine has no srun: start it on your cluster, or try it out "
-                "with trainer=ddp hydra/launcher=submitit_local."
+                "trainer=slurm hands runs to SLURM, and this machine has no srun: start it on your cluster, or try it "
+                "out with trainer=ddp hydra/launcher=submitit_local."
             )
         sweep_dir = Path(config.hydra.sweep.dir)
         _claim(sweep_dir, f"hydra.sweep.dir={sweep_dir}")
