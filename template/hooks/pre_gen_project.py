@@ -13,7 +13,7 @@ CHOICES = {
     "python_version": ("3.10", "3.11", "3.12", "3.13"),
     "task": ("image", "nlp", "both"),
     "default_precision": ("bf16", "fp32", "fp16"),
-    "default_logger": ("csv", "tensorboard", "wandb"),
+    "default_logger": ("csv", "tensorboard", "wandb", "mlflow"),
     "ci": ("github", "none"),
     "docker": (True, False),
 }
@@ -21,12 +21,16 @@ CHOICES = {
 IMPORTED = {
     *("torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "hydra", "hydra_plugins"),
     *("omegaconf", "mp_plugin", "numpy", "rich", "scipy", "sklearn", "tensorboard", "wandb", "yaml", "pytest"),
+    *("mlflow", "timm", "torchvision", "pil", "transformers", "datasets", "tokenizers", "pandas", "pyarrow"),
+    *("optuna", "submitit", "plotly"),
     *("conf", "src", "tests", "train", "eval", "predict"),
 }
 # pip takes a project of one of these names for the dependency itself.
 DISTRIBUTIONS = {
     *("torch", "lightning", "hydra-core", "omegaconf", "torchmetrics", "rich", "scikit-learn", "numpy"),
     *("mp-plugin", "tensorboard", "wandb", "pytest", "pytest-xdist", "ruff", "mypy", "pre-commit"),
+    *("mlflow", "mlflow-skinny", "timm", "torchvision", "pillow", "transformers", "datasets", "tokenizers", "pandas"),
+    *("pyarrow", "scipy", "optuna", "hydra-submitit-launcher", "submitit", "plotly"),
 }
 # Windows refuses files and folders of these names.
 DEVICES = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))}

@@ -35,6 +35,7 @@ conf/debug/overfit.yaml
 conf/eval.yaml
 conf/hydra/default.yaml
 conf/logger/csv.yaml
+conf/logger/mlflow.yaml
 conf/logger/tensorboard.yaml
 conf/logger/wandb.yaml
 conf/paths/default.yaml
@@ -67,6 +68,7 @@ src/PKG/evaluation.py
 src/PKG/instantiate.py
 src/PKG/launch.py
 src/PKG/meeting_point.py
+src/PKG/loggers.py
 src/PKG/models/__init__.py
 src/PKG/other_process.py
 src/PKG/overrides.py
@@ -99,6 +101,7 @@ tests/test_bad_input.py
 tests/test_configs.py
 tests/test_eval_and_predict.py
 tests/test_loaders.py
+tests/test_loggers.py
 tests/test_reproducibility.py
 tests/test_schedule.py
 tests/test_sweep.py
@@ -185,7 +188,7 @@ def combinations() -> list[dict[str, str | bool]]:
     """Multiply the options that meet in one file, and cycle the others so that all their pairs occur."""
     answers = []
     for i, (task, precision, logger) in enumerate(
-        product(("image", "nlp", "both"), ("bf16", "fp32", "fp16"), ("csv", "tensorboard", "wandb"))
+        product(("image", "nlp", "both"), ("bf16", "fp32", "fp16"), ("csv", "tensorboard", "wandb", "mlflow"))
     ):
         ci, docker = CI_AND_DOCKER[i // 4 % 4]
         answers.append(
@@ -195,7 +198,7 @@ def combinations() -> list[dict[str, str | bool]]:
                 "default_logger": logger,
                 "ci": ci,
                 "docker": docker,
-                "license": LICENSES[i % 4],
+                "license": LICENSES[(i + i // 12) % 4],
                 "python_version": PYTHONS[(i + i // 4) % 4],
             }
         )
@@ -281,8 +284,13 @@ def check_metadata(project: dict, answers: dict[str, str | bool]) -> None:
     dependencies = {re.match(r"[\w-]+", requirement).group() for requirement in project["dependencies"]}
     loggers = {answers["default_logger"]} - {"csv"}
     assert dependencies == loggers | {
-        *("hydra-core", "lightning", "mp-plugin", "numpy", "rich", "scikit-learn", "torch", "torchmetrics")
+        *("hydra-core", "lightning", "mp-plugin", "numpy", "pyarrow", "rich", "scikit-learn", "torch"),
+        "torchmetrics",
+        *(("pillow",) if answers["task"] != "nlp" else ()),
     }
+    extras = project["optional-dependencies"]
+    groups = [re.fullmatch(r"my-project\[(.+)\]", group)[1].split(",") for group in extras["all"]]
+    assert {name for group in groups for name in group} == extras.keys() - {"all", "dev"}
 
 
 def check_defaults(defaults: list, answers: dict[str, str | bool]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 TASKS = ("image", "nlp", "both")
 PRECISIONS = ("bf16", "fp32", "fp16")
-LOGGERS = ("csv", "tensorboard", "wandb")
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause", "Proprietary")
 # timm, and the torchvision that it needs; apart, as every import of torchmetrics would take a torchvision that it finds.
 TIMM = Path(sys.prefix) / "timm"
@@ -24,7 +24,7 @@ def combinations() -> list[dict[str, str | bool]]:
         {
             "task": task,
             "default_precision": precision,
-            "default_logger": LOGGERS[(i + i // 3) % 3],
+            "default_logger": LOGGERS[(i + i // 4) % 4],
             "ci": ("github", "none")[i % 2],
             "docker": i % 4 < 2,
             "license": LICENSES[i % 4],

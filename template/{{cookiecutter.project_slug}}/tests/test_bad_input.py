@@ -62,6 +62,11 @@ def test_precision_twice_is_refused(run_script: Callable[..., Any]) -> None:
     assert "precision=fp16" in sentence
 
 
+def test_scaling_of_a_format_without_it_is_refused(run_script: Callable[..., Any]) -> None:
+    sentence = refusal(run_script, "train.py", "precision=bf16", "precision/scaling=static")
+    assert "precision/scaling is a choice of precision=fp16: bf16 " in sentence
+
+
 def test_other_settings_given_twice_are_refused(run_script: Callable[..., Any]) -> None:
     sentence = refusal(run_script, "train.py", "seed=1", "seed=2")
     assert sentence == "seed is given twice, as seed=1 and as seed=2: give it once."

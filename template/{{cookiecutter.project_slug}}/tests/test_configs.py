@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from {{cookiecutter.package_name}}.instantiate import instantiate_each, instantiate_trusted
 from {{cookiecutter.package_name}}.run import fill_from_data
@@ -89,4 +89,5 @@ def test_debug_wins_over_experiment(config: Callable[..., DictConfig], experimen
 def test_run_directory_is_the_only_place_written_to(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     cfg = config("train")
     assert cfg.callbacks.model_checkpoint.dirpath == str(tmp_path / "run" / "checkpoints")
-    assert all(Path(logger.save_dir) == tmp_path / "run" for logger in cfg.logger.values())
+    loggers = OmegaConf.to_container(cfg.logger, resolve=True)
+    assert all(str(tmp_path / "run") in str(logger) for logger in loggers.values())

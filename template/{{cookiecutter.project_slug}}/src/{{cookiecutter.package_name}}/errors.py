@@ -57,6 +57,8 @@ def sentence(error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option} is unknown; accepted: {', '.join(error.options)}."
     text = " ".join(str(_root(error)).split())
+    if "Could not override 'precision/scaling'" in text:
+        return "precision/scaling is a choice of precision=fp16: bf16 and the other formats have no loss scaling."
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:  # Hydra would go on to suggest adding the misspelt setting
         return f"{unknown[1]} is not a setting of this project; `python train.py --cfg job` lists them."

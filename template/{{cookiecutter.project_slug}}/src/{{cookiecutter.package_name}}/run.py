@@ -15,6 +15,7 @@ from {{cookiecutter.package_name}}.checks import require_seed
 from {{cookiecutter.package_name}}.data.base import DataModule
 from {{cookiecutter.package_name}}.instantiate import instantiate_each, instantiate_trusted
 from {{cookiecutter.package_name}}.launch import prepare_data
+from {{cookiecutter.package_name}}.loggers import make_loggers
 from {{cookiecutter.package_name}}.overrides import refuse_repeated
 from {{cookiecutter.package_name}}.tasks.base import num_parameters
 from {{cookiecutter.package_name}}.terminal import quieten, show_config
@@ -55,7 +56,7 @@ def prepare(cfg: DictConfig) -> Run:
     datamodule.setup()
     fill_from_data(cfg.model, datamodule.facts())
     model = instantiate_trusted(cfg.model)
-    loggers = instantiate_each(cfg.get("logger"))
+    loggers = make_loggers(cfg.get("logger"), directory)
     callbacks = instantiate_each(cfg.get("callbacks"))
     # An empty list would make Lightning choose a logger of its own.
     trainer = instantiate_trusted(cfg.trainer, logger=loggers or False, callbacks=callbacks)
@@ -87,10 +88,13 @@ def announce(cfg: DictConfig, run: Run) -> None:
 
 
 def close_loggers(trainer: Trainer) -> None:
-    """End the W&B run, which the next run of a sweep in this process would otherwise continue."""
+    """End the W&B run and session, which the next run of a sweep in this process would otherwise continue."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
+            import wandb
+
             logger.experiment.finish()
+            wandb.teardown()
 
 
 def precision_name(trainer: Trainer) -> str:
