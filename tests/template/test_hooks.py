@@ -45,7 +45,7 @@ CHOICES = {
     "python_version": "3.10, 3.11, 3.12, 3.13",
     "task": "image, nlp, both",
     "default_precision": "bf16, fp32, fp16",
-    "default_logger": "csv, tensorboard, wandb",
+    "default_logger": "csv, tensorboard, wandb, mlflow",
     "ci": "github, none",
     "docker": "True, False",
 }
