@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from {{cookiecutter.package_name}}.ablate import main, split
 from {{cookiecutter.package_name}}.compare_at_end import CompareAtEnd
 
+
 def leave_run(folder: Path, precision: str, seed: int, accuracy: float) -> None:
     """Leave what a run leaves for a comparison, without training."""
     folder.mkdir(parents=True)
