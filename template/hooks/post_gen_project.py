@@ -69,6 +69,8 @@ NLP_FILES = (
     f"{PACKAGE}/tasks/language_model.py",
     f"{PACKAGE}/tasks/text_classification.py",
     "tests/test_gpt.py",
+    "tests/test_hf_models.py",
+    "tests/test_hf_text.py",
     "tests/test_text_baselines.py",
     "tests/test_text_data.py",
     "tests/test_text_files.py",

@@ -166,6 +166,8 @@ src/PKG/tasks/hf_text_classification.py
 src/PKG/tasks/language_model.py
 src/PKG/tasks/text_classification.py
 tests/test_gpt.py
+tests/test_hf_models.py
+tests/test_hf_text.py
 tests/test_text_baselines.py
 tests/test_text_data.py
 tests/test_text_files.py
