@@ -33,8 +33,8 @@ def test_a_study_in_one_command(project):
     assert result.returncode == 0, result.stdout + result.stderr
     (folder,) = (project / "outputs" / "ablations").iterdir()
     page = (folder / "compare.html").read_text(encoding="utf-8")
-    assert "bf16: " in result.stdout
-    assert "holds the line of 100 points below fp32" in page
+    assert "bf16" in result.stdout
+    assert "holds the line of 100 points below" in page
     assert result.stdout.count("Cost: medians over runs") == 1
     assert (project / "outputs").is_dir()
     assert [each.name for each in (project / "outputs").iterdir()] == ["ablations"]
