@@ -17,6 +17,8 @@ from {{cookiecutter.package_name}}.shard import blocks
 from {{cookiecutter.package_name}}.training import train
 
 ROOT = Path(__file__).parents[1]
+#: Any will do.
+EXPERIMENT = min(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "a",
@@ -64,21 +66,21 @@ def test_processes_know_their_place() -> None:
     assert this_process({**SRUN, "SLURM_JOB_NAME": "bash"}).launcher is None
 
 
-def test_several_machines_need_a_launcher(small: Callable[..., DictConfig], experiment: str) -> None:
+def test_several_machines_need_a_launcher(small: Callable[..., DictConfig]) -> None:
     with pytest.raises(SystemExit, match=r"num_nodes=2: start it with torchrun or srun"):
-        train(small(experiment, "trainer=ddp", "trainer.num_nodes=2"))
+        train(small(EXPERIMENT, "trainer=ddp", "trainer.num_nodes=2"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_fsdp_needs_a_gpu(small: Callable[..., DictConfig], experiment: str) -> None:
+def test_fsdp_needs_a_gpu(small: Callable[..., DictConfig]) -> None:
     with pytest.raises(SystemExit, match="trainer=fsdp needs a GPU"):
-        train(small(experiment, "trainer=fsdp"))
+        train(small(EXPERIMENT, "trainer=fsdp"))
 
 
-def test_nothing_of_a_run_stays_in_the_process(small: Callable[..., DictConfig], experiment: str) -> None:
+def test_nothing_of_a_run_stays_in_the_process(small: Callable[..., DictConfig]) -> None:
     names = ("LOCAL_RANK", "MASTER_PORT", "NODE_RANK", "PL_GLOBAL_SEED", "WORLD_SIZE")
     before = [os.environ.get(name) for name in names]
-    train(small(experiment, "trainer=ddp", "trainer.max_epochs=1"))
+    train(small(EXPERIMENT, "trainer=ddp", "trainer.max_epochs=1"))
     assert [os.environ.get(name) for name in names] == before
     assert not torch.distributed.is_initialized()
     assert Trainer(logger=False, enable_checkpointing=False, accelerator="cpu").world_size == 1

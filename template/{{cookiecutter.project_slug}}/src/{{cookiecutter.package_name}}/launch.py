@@ -184,6 +184,8 @@ def _processes_ended(job: _Job) -> Iterator[None]:
         for process in job.processes:
             process.kill()
             process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
         if dist.is_available() and dist.is_initialized() and not had_group:
             dist.destroy_process_group()
         job.is_over.set()

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from {{cookiecutter.package_name}}.batch_seed import seed_next_batch
 from {{cookiecutter.package_name}}.checks import require_count, require_positive
@@ -103,15 +105,23 @@ class DataModule(LightningDataModule):
         return self._in_order("val", lasting=True)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test batches, in order."""
-        return self._in_order("test")
+        """Test batches, in order; on several processes each example comes once.
+
+        Under FSDP the first ones come twice where their number does not divide by that of the processes: these gather
+        weights together, so all need equally many batches.
+        """
+        sampler, trainer = None, self.trainer
+        if trainer is not None and trainer.world_size > 1 and isinstance(trainer.strategy, DDPStrategy):
+            share = {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
+            sampler = UnrepeatedDistributedSampler(self.datasets["test"], shuffle=False, **share)
+        return self._in_order("test", sampler=sampler)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test batches again: predictions for examples whose answer is known."""
         return self.test_dataloader()
 
-    def _in_order(self, split: str, lasting: bool = False) -> DataLoader[Any]:
-        return DataLoader(self.datasets[split], batch_size=self.batch_size, **self._options(lasting))
+    def _in_order(self, split: str, lasting: bool = False, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
+        return DataLoader(self.datasets[split], self.batch_size, sampler=sampler, **self._options(lasting))
 
     def _options(self, lasting: bool) -> dict[str, Any]:
         return {
