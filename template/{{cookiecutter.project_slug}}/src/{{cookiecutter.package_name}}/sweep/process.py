@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from {{cookiecutter.package_name}}.errors import FULL_ERROR
-from {{cookiecutter.package_name}}.sweep.report import SOCKET
-
-#: Seconds that a process has to end itself before it is killed.
-PATIENCE = 10.0
+from {{cookiecutter.package_name}}.sweep.report import PATIENCE, SOCKET
 
 
 class TrialProcess:

@@ -4,6 +4,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -11,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 #: The environment variable with the number of the socket to the sweep.
 SOCKET = "SWEEP_SOCKET"
+#: Seconds that a process has to end itself before it is killed.
+PATIENCE = 10.0
 
 
 class ReportToSweep(Callback):
@@ -64,5 +67,9 @@ class ReportToSweep(Callback):
             while True:
                 self.answers.put(connection.recv())
         except (EOFError, OSError):
+            self.answers.put(True)
             # The trial leads a process group of its own; this reaches its other ranks and workers, too.
             os.killpg(os.getpgrp(), signal.SIGTERM)
+            # Lightning takes SIGTERM as a wish, to be granted at the end of a batch.
+            time.sleep(PATIENCE)
+            os.killpg(os.getpgrp(), signal.SIGKILL)
