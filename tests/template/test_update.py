@@ -1,9 +1,14 @@
 """A project remembers its template, so that later changes of the template can be brought in with cruft."""
 
+import io
 import json
+import re
 import shutil
+import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -147,3 +152,105 @@ def test_repository_without_the_template_in_its_history_is_no_source(template, g
     result = run_cookiecutter(template, "--no-input", cwd=tmp_path)
     assert result.returncode == 0, result.stdout
     assert not (tmp_path / "my-project" / ".cruft.json").exists()
+
+
+PREVIOUS_RELEASE = "e9e9957"
+"""The commit whose template projects have that are to be updated."""
+OPTIONS = tuple(product(("image", "nlp", "both"), ("bf16", "fp32", "fp16"), ("csv", "tensorboard", "wandb")))
+"""What that template asked for and its files depend on."""
+
+
+@pytest.fixture(scope="session")
+def releases(template, tmp_path_factory) -> tuple[Path, str, str]:
+    """Return a repository of the previous release's template and of this one, and both commits."""
+    here = Path(__file__).resolve().parents[2]
+    archive = subprocess.run(
+        ["git", "-C", here, "archive", PREVIOUS_RELEASE, "cookiecutter.json", "template"], capture_output=True, check=False
+    )
+    if archive.returncode != 0:
+        pytest.skip(f"the history of this clone does not reach back to {PREVIOUS_RELEASE}")
+    folder = tmp_path_factory.mktemp("releases") / "mp_plugin.git"  # cookiecutter tells by the name that it is git
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+
+    def commit(message: str) -> str:
+        owner = ("-c", "user.name=Tester", "-c", "user.email=tester@example.com")
+        for command in (("add", "--all", "--force"), (*owner, "commit", "--quiet", f"--message={message}")):
+            subprocess.run(["git", "-C", folder, *command], check=True)
+        head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        return head.stdout.strip()
+
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    first = commit("Previous release")
+    shutil.rmtree(folder / "template")
+    shutil.copytree(template / "template", folder / "template")
+    shutil.copy(template / "cookiecutter.json", folder)
+    return folder, first, commit("This release")
+
+
+@pytest.fixture
+def project_of(releases, run_cookiecutter, tmp_path) -> Callable[..., Path]:
+    """Return a function that generates a project from one of the releases."""
+
+    def generate(commit: str, *answers: str) -> Path:
+        output = tmp_path / commit
+        options = ("--checkout", commit, "--directory", "template", "--no-input", "--output-dir", output)
+        result = run_cookiecutter(releases[0].as_uri(), *options, *answers, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout
+        # As a project that follows the template, not one commit of it.
+        record = output / "my-project" / ".cruft.json"
+        record.write_text(record.read_text(encoding="utf-8").replace(f'"checkout": "{commit}"', '"checkout": null'))
+        return output / "my-project"
+
+    return generate
+
+
+def update(project: Path, run, git: Git) -> None:
+    """Commit a project, and bring in the newest template without a conflict."""
+    git(project, "init", "--quiet")
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message=Project")
+    result = run(sys.executable, "-m", "cruft", "update", "--skip-apply-ask", cwd=project)
+    assert result.returncode == 0, result.stdout
+    assert "onflict" not in result.stdout
+    assert not list(project.rglob("*.rej"))
+    assert not git(project, "diff", "--name-only", "--diff-filter=U")
+
+
+def contents_of(project: Path) -> dict[str, bytes]:
+    """Return what a project consists of, without what git and cruft keep for themselves."""
+    files = {path.relative_to(project).as_posix(): path for path in project.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith((".git/", ".cruft.json"))}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids="-".join)
+def test_a_project_of_the_previous_release_becomes_one_of_this(options, releases, project_of, run, git):
+    names = ("task", "default_precision", "default_logger")
+    answers = [f"{name}={choice}" for name, choice in zip(names, options, strict=True)]
+    _, first, second = releases
+    project = project_of(first, *answers)
+    update(project, run, git)
+    assert contents_of(project) == contents_of(project_of(second, *answers))
+    assert json.loads((project / ".cruft.json").read_text(encoding="utf-8"))["commit"] == second
+
+
+def test_an_update_keeps_what_the_owner_has_changed(releases, project_of, run, git):
+    _, first, second = releases
+    project = project_of(first, "task=both")
+    own = project / "src" / "my_project" / "data" / "galaxies.py"
+    own.write_text('"""Galaxies."""\n', encoding="utf-8")
+    readme, model = project / "README.md", project / "conf" / "model" / "mlp.yaml"
+    with readme.open("a", encoding="utf-8") as file:
+        file.write("\n## Our results\n\nGood ones.\n")
+    changed = re.sub(r"^lr: .*$", "lr: 0.5", model.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert "lr: 0.5\n" in changed
+    model.write_text(changed, encoding="utf-8")
+    update(project, run, git)
+
+    expected = contents_of(project_of(second, "task=both"))
+    found = contents_of(project)
+    assert found.keys() - expected.keys() == {"src/my_project/data/galaxies.py"}
+    differing = {name for name in expected if found[name] != expected[name]}
+    assert differing == {"README.md", "conf/model/mlp.yaml"}
+    assert found["README.md"] == expected["README.md"] + b"\n## Our results\n\nGood ones.\n"
+    assert found["conf/model/mlp.yaml"] == re.sub(rb"(?m)^lr: .*$", b"lr: 0.5", expected["conf/model/mlp.yaml"])
