@@ -109,14 +109,37 @@ tests/test_train.py
 train.py
 """
 IMAGE_FILES = """
+conf/data/cifar10.yaml
 conf/data/digits.yaml
+conf/data/hf_images.yaml
+conf/data/image_folder.yaml
+conf/experiment/cifar10.yaml
 conf/experiment/digits.yaml
+conf/experiment/hf_images.yaml
+conf/experiment/image_folder.yaml
 conf/model/mlp.yaml
+conf/model/small_cnn.yaml
+conf/model/timm.yaml
 conf/search/digits.yaml
+src/PKG/data/cifar10.py
+src/PKG/data/class_splits.py
 src/PKG/data/digits.py
+src/PKG/data/hf_images.py
+src/PKG/data/image_check.py
+src/PKG/data/image_folder.py
+src/PKG/data/image_transform.py
+src/PKG/data/images.py
 src/PKG/models/mlp.py
+src/PKG/models/small_cnn.py
+src/PKG/models/timm_model.py
 src/PKG/tasks/image_classification.py
+tests/test_cifar10.py
 tests/test_digits.py
+tests/test_hf_images.py
+tests/test_image_folder.py
+tests/test_image_runs.py
+tests/test_image_transform.py
+tests/test_timm.py
 """
 NLP_FILES = """
 conf/data/hf_labelled_text.yaml

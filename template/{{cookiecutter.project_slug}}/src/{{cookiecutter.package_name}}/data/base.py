@@ -97,7 +97,8 @@ class DataModule(LightningDataModule):
         num_ranks, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
         sampler = EpochShuffle(len(dataset), self.seed, num_ranks, rank)  # type: ignore[arg-type]
         # Workers start before Lightning tells the sampler the epoch, which is not 0 in a resumed run.
-        sampler.set_epoch(0 if trainer is None else trainer.fit_loop.epoch_progress.current.processed)
+        progress = None if trainer is None else trainer.fit_loop.epoch_progress.current
+        sampler.set_epoch(getattr(progress, "processed", 0))
         return ResumableLoader(dataset, self.batch_size, sampler, self._batches_done, **self._options(lasting=True))
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -9,15 +9,16 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from {{cookiecutter.package_name}}.baselines.majority import majority_accuracy
 from {{cookiecutter.package_name}}.checks import require_seed
-from {{cookiecutter.package_name}}.data.base import SPLITS, DataModule
+from {{cookiecutter.package_name}}.data.base import SPLITS
+from {{cookiecutter.package_name}}.data.image_transform import make_transform
+from {{cookiecutter.package_name}}.data.images import ImageDataModule
 
 #: Shares of the images for training and validation; the rest is for testing.
 TRAIN, VAL = 0.75, 0.1
 
 
-class DigitsDataModule(DataModule):
+class DigitsDataModule(ImageDataModule):
     """The 1,797 8x8 digits that scikit-learn ships, as float images [1, 8, 8] with values in [0, 1].
 
     Images that equal each other pixel for pixel stay in one split, so that none is tested on that was trained on.
@@ -26,10 +27,20 @@ class DigitsDataModule(DataModule):
         batch_size: images per batch.
         split_seed: decides which image falls into which split.
         augment: move each training image by up to one pixel in both directions.
+        num_workers: processes that prepare batches ahead; these images are in memory, and none is quickest.
+        pin_memory: keep batches where a GPU copies faster; None for where there is a GPU.
     """
 
-    def __init__(self, batch_size: int = 64, split_seed: int = 0, augment: bool = True) -> None:
-        super().__init__(batch_size)
+    def __init__(
+        self,
+        batch_size: int = 64,
+        split_seed: int = 0,
+        augment: bool = True,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+    ) -> None:
+        # A picture of the user's own is to be white on black, too.
+        super().__init__(batch_size, make_transform(8, 1, mean=[0.0], std=[1.0]), num_workers, pin_memory)
         require_seed(split_seed=split_seed)
         self.split_seed, self.augment = split_seed, augment
 
@@ -38,6 +49,7 @@ class DigitsDataModule(DataModule):
         digits = load_digits()
         images = torch.from_numpy(digits.images / digits.images.max()).float().unsqueeze(1)
         labels = torch.from_numpy(digits.target).long()
+        self.class_names = [str(name) for name in digits.target_names]
         return {
             split: TensorDataset(images[rows], labels[rows])
             for split, rows in split_rows(digits.data, self.split_seed).items()
@@ -49,12 +61,6 @@ class DigitsDataModule(DataModule):
         if self.augment and self.trainer is not None and self.trainer.training:
             images = random_shift(images)
         return images, labels
-
-    def baselines(self) -> dict[str, float]:
-        """Accuracy of the majority class."""
-        self.setup()
-        train, test = (self.datasets[split][:][1].numpy() for split in ("train", "test"))
-        return {"majority class": majority_accuracy(train, test)}
 
 
 def split_rows(features: NDArray[np.float64], split_seed: int) -> dict[str, NDArray[np.int64]]:

@@ -1,0 +1,237 @@
+"""Images from Hugging Face `datasets`, from the hub or from files."""
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from {{cookiecutter.package_name}}.checks import require_seed
+from {{cookiecutter.package_name}}.data.base import SPLITS
+from {{cookiecutter.package_name}}.data.class_splits import SHARES, divide
+from {{cookiecutter.package_name}}.data.image_check import contents_of
+from {{cookiecutter.package_name}}.data.image_folder import SPLIT_NAMES, find_splits
+from {{cookiecutter.package_name}}.data.image_transform import make_transform
+from {{cookiecutter.package_name}}.data.images import ImageDataModule, LabelledImages
+
+WHAT = "a data set's name on the Hugging Face Hub, a folder of save_to_disk, parquet files, or folders of images"
+
+
+class HFImagesDataModule(ImageDataModule):
+    """Images and labels from two columns of a data set.
+
+    A split that the data set lacks is cut from the training images, class by class; equal images stay together.
+
+    Args:
+        path: a name on the hub (which is then downloaded), or a local folder or file.
+        name: which configuration of a data set on the hub.
+        image_column: the column with the images.
+        label_column: the column with the classes: numbers or names.
+        image_size: images are resized and cut to this height and width, in pixels.
+        num_channels: 3 for colour, 1 for grey.
+        batch_size: images per batch, on each rank.
+        split_seed: decides which image falls into which split, where the data set lacks splits.
+        random_crop: smallest share of a training image that a random crop keeps; 1 for no crop.
+        flip: mirror every other training image.
+        mean: of each channel, from 0 to 1; None for that of photographs.
+        std: of each channel; None for that of photographs.
+        verify: look at every image before training.
+        num_workers: processes that prepare batches ahead.
+        pin_memory: keep batches where a GPU copies faster; None for where there is a GPU.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        name: str | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        image_size: int = 64,
+        num_channels: int = 3,
+        batch_size: int = 64,
+        split_seed: int = 0,
+        random_crop: float = 0.5,
+        flip: bool = True,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        verify: bool = True,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+    ) -> None:
+        transform = make_transform(image_size, num_channels, mean, std, random_crop, flip)
+        super().__init__(batch_size, transform, num_workers, pin_memory)
+        require_seed(split_seed=split_seed)
+        self.path, self.name, self.split_seed, self.verify = path, name, split_seed, verify
+        self.image_column, self.label_column = image_column, label_column
+
+    def make_datasets(self) -> dict[str, Dataset[Any]]:
+        """Images of each split.
+
+        Raises:
+            ValueError: names the column, or the split and row, with which something is wrong.
+        """
+        tables = load_tables(self.path, self.name)
+        for split, table in tables.items():
+            for setting in ("image_column", "label_column"):
+                column = getattr(self, setting)
+                if column not in table.column_names:
+                    raise ValueError(
+                        f"data.{setting}={column} is no column of {split}; it has: {', '.join(table.column_names)}."
+                    )
+        self.class_names = class_names_of(tables["train"], self.label_column)
+        labels = {split: self._numbers(split, table) for split, table in tables.items()}
+        contents = {split: self._contents(split, table) for split, table in tables.items()}
+        missing = {name: share for name, share in SHARES.items() if name not in tables}
+        rows = {split: list(range(len(table))) for split, table in tables.items()}
+        source = {split: split if split in tables else "train" for split in SPLITS}
+        if missing:
+            rows |= divide(labels["train"], contents["train"], self.class_names, missing, self.split_seed)
+        return {
+            split: LabelledImages(
+                TablePictures(tables[source[split]].select(rows[split]), self.image_column),
+                [labels[source[split]][i] for i in rows[split]],
+                [contents[source[split]][i] for i in rows[split]],
+                self.transform,
+            )
+            for split in SPLITS
+        }
+
+    def _numbers(self, split: str, table: Any) -> list[int]:
+        values = table[self.label_column][:]
+        numbers = {name: i for i, name in enumerate(self.class_names)}
+        labels = [numbers.get(value, -1) if isinstance(value, str) else value for value in values]
+        for row, label in enumerate(labels):
+            if not isinstance(label, int) or not 0 <= label < len(self.class_names):
+                raise ValueError(
+                    f"Row {row} of {split} has the label {values[row]!r} in {self.label_column}: "
+                    f"accepted are 0 to {len(self.class_names) - 1}, the classes of train."
+                )
+        return labels
+
+    def _contents(self, split: str, table: Any) -> list[str]:
+        datasets = import_datasets()
+        names = [f"row {i} of {split}" for i in range(len(table))]
+        undecoded = table.select_columns([self.image_column]).cast_column(
+            self.image_column, datasets.Image(decode=False)
+        )
+
+        def read(row: int) -> bytes:
+            image = undecoded[row][self.image_column]
+            if image is None:
+                raise ValueError("no image")
+            return bytes(image["bytes"]) if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+        return contents_of(names, read, self.verify)
+
+
+class TablePictures:
+    """Pictures in a column.
+
+    Args:
+        table: a data set of `datasets`.
+        column: the column with the images.
+    """
+
+    def __init__(self, table: Any, column: str) -> None:
+        datasets = import_datasets()
+        self.table, self.column = table.select_columns([column]).cast_column(column, datasets.Image()), column
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.table[index][self.column]
+
+
+def import_datasets() -> Any:
+    """The package `datasets`.
+
+    Raises:
+        ImportError: says how to install it.
+    """
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise ImportError('data=hf_images needs the package datasets: pip install -e ".[hf]".') from error
+
+
+def load_tables(path: str | None, name: str | None) -> dict[str, Any]:
+    """The data set at a path or of a name, by split; local files are read in place, without a cache.
+
+    Raises:
+        ValueError: if there is no such data set, or none of its splits is for training.
+    """
+    if not path:
+        raise ValueError(f"data.path is missing: add data.path=..., {WHAT}.")
+    datasets, place = import_datasets(), Path(path)
+    if place.exists():
+        found = load_local(place)
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path):
+        try:
+            found = datasets.load_dataset(path, name)
+        except Exception as error:  # the hub's client raises many kinds
+            reason = " ".join(str(error).split())
+            raise ValueError(f"data.path={path} is no folder here, and the hub did not give it: {reason}") from error
+    else:
+        raise ValueError(f"data.path={path} does not exist: it must be {WHAT}.")
+    tables = {SPLIT_NAMES[split]: table for split, table in found.items() if split in SPLIT_NAMES}
+    if "train" not in tables:
+        raise ValueError(f"data.path={path} has no split train; it has: {', '.join(found) or 'none'}.")
+    empty = [split for split, table in tables.items() if not len(table)]
+    if empty:
+        raise ValueError(f"data.path={path} has no rows in {', '.join(empty)}.")
+    return tables
+
+
+def load_local(place: Path) -> dict[str, Any]:
+    """The splits of a local data set, whichever form it has."""
+    datasets = import_datasets()
+    if (place / "dataset_dict.json").is_file():
+        return dict(datasets.load_from_disk(str(place)))
+    if (place / "state.json").is_file():
+        return {"train": datasets.load_from_disk(str(place))}
+    files = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
+    if files:
+        return load_parquet(files)
+    splits = find_splits(place)
+    names = sorted(splits["train"])
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    tables = {}
+    for split, classes in splits.items():
+        columns = {
+            "image": [str(file) for files in classes.values() for file in files],
+            "label": [names.index(name) for name, files in classes.items() for _ in files],
+        }
+        tables[split] = datasets.Dataset.from_dict(columns, features=features)
+    return tables
+
+
+def load_parquet(files: list[Path]) -> dict[str, Any]:
+    """Tables by split; a file whose name begins with that of no split is for training.
+
+    Raises:
+        ValueError: names the file that cannot be read.
+    """
+    datasets = import_datasets()
+    pa, pq = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")  # datasets brings it
+    parts: dict[str, list[Any]] = {}
+    for file in files:
+        prefix = re.split(r"[^a-z]", file.stem.lower())[0]
+        try:
+            table = pq.read_table(file, memory_map=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{file} cannot be read as parquet: {error}") from error
+        parts.setdefault(SPLIT_NAMES.get(prefix, "train"), []).append(table)
+    return {split: datasets.Dataset(pa.concat_tables(tables)) for split, tables in parts.items()}
+
+
+def class_names_of(table: Any, column: str) -> list[str]:
+    """The names of the classes: those that the column has, or its texts in order, or its numbers up to the largest."""
+    feature = table.features[column]
+    if hasattr(feature, "names"):
+        return list(feature.names)
+    values = table[column][:]
+    texts = sorted({value for value in values if isinstance(value, str)})
+    if texts:
+        return texts
+    numbers = [value for value in values if isinstance(value, int)]
+    return [str(i) for i in range(max(numbers) + 1)] if numbers else []
