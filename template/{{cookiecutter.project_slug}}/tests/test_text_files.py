@@ -11,6 +11,7 @@ from {{cookiecutter.package_name}}.baselines.bigram import bigram_bits_per_byte
 from {{cookiecutter.package_name}}.data.base import SPLITS
 from {{cookiecutter.package_name}}.data.kept import check_kept
 from {{cookiecutter.package_name}}.data.language_model import LanguageModelDataModule
+from {{cookiecutter.package_name}}.data.make_tokenizer import spread
 from {{cookiecutter.package_name}}.data.sections import Section, document_of, text_key, without_repeats
 from {{cookiecutter.package_name}}.data.text_files import TextFilesDataModule
 from {{cookiecutter.package_name}}.data.token_sequences import NO_TOKEN
@@ -118,6 +119,14 @@ def test_the_tokenizer_comes_from_the_training_split_alone(tmp_path: Path) -> No
     changed.read_splits = lambda: {**splits, "test": [Section("x", ("zq " * 500,))]}  # type: ignore[method-assign]
     changed.setup()
     assert changed.settings_to_keep() == first.settings_to_keep()
+
+
+def test_a_tokenizer_of_much_text_is_trained_on_a_part_of_all_of_it() -> None:
+    texts = ["a" * 10] * 100
+    assert len(spread(texts, 1000)) == len(spread(texts, 5000)) == 100
+    assert len(spread(texts, 500)) == 50
+    assert spread(["a", "b", "c", "d"], 2) == ["a", "c"]
+    assert spread([], 2) == []
 
 
 def test_kept_tokenizer_is_enough(tmp_path: Path) -> None:

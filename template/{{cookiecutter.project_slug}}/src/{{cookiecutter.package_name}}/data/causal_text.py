@@ -30,9 +30,9 @@ from {{cookiecutter.package_name}}.data.tokenizer import (
 )
 
 #: Characters that are tokenized at a time: a whole book at once would take a hundred times its size of memory.
-PIECE = 1 << 16
+PIECE = 1 << 12
 #: Pieces that go to the tokenizer together.
-PIECES = 64
+PIECES = 1 << 10
 
 PREDICT_BY = ("line", "file")
 

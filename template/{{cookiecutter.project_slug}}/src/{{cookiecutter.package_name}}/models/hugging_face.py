@@ -11,6 +11,12 @@ from {{cookiecutter.package_name}}.packages import import_extra
 #: Settings that come from the data or from this project, and so are not the user's to give.
 RESERVED = ("vocab_size", "num_labels", "model_type")
 
+#: Where transformers lists the architectures of its auto classes.
+NAMES = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+}
+
 
 class CausalLM(nn.Module):
     """A causal language model.
@@ -185,7 +191,10 @@ def make_model(kind: str, config: Any, name: str | None) -> nn.Module:
     Raises:
         ValueError: if the architecture cannot do that, or there are no such weights.
     """
-    auto = getattr(import_extra("transformers", "transformers"), kind)
+    library = import_extra("transformers", "transformers")
+    if config.model_type not in getattr(library.models.auto.modeling_auto, NAMES[kind]):
+        raise ValueError(f"model: {name or config.model_type} does not work as {kind}: {config.model_type} has none.")
+    auto = getattr(library, kind)
     try:
         if name is None:
             model = auto.from_config(config)
