@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from mp_plugin import cli
 from mp_plugin.errors import ConfigError
 from mp_plugin.report.verdict import verdict
 from mp_plugin.telemetry.store import open_run
+from tests.helpers.compared_runs import FP32, WORSE, write_run, write_sweep
 from tests.helpers.recorded_runs import record_run
 
 
@@ -246,3 +248,26 @@ def test_advice_is_written_where_it_is_wanted(tmp_path: Path, monkeypatch: pytes
     assert (
         f"\nIn Python: AdaptivePrecision(\"fp16\", fallback=Fallback(map='{tmp_path}/told/precision_map.yaml', " in told
     )
+
+
+def test_compare_writes_its_files_and_ends_with_the_status_of_the_line(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "sweep", {"fp32": FP32, "bf16": WORSE})
+    page, values = tmp_path / "compare.html", tmp_path / "compare.json"
+    arguments = ["compare", str(sweep), "-o", str(page), "--json", str(values), "--fail-if-worse", "0.01"]
+    result = command(*arguments)
+    assert result.returncode == 3
+    assert "bf16: worse than fp32 by 2 points" in " ".join(result.stdout.split())
+    assert "bf16: worse than fp32 by 2 points" in page.read_text(encoding="utf-8")
+    assert json.loads(values.read_text(encoding="utf-8"))["exit_status"] == 3
+    again = command(*arguments)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "compare.html exists already; accepted: --force" in again.stderr
+
+
+def test_compare_names_runs_of_different_tasks(tmp_path: Path) -> None:
+    write_run(tmp_path / "0")
+    write_run(tmp_path / "1", "bf16", task="LanguageModel")
+    result = command("compare", str(tmp_path))
+    assert result.returncode == 1
+    assert "1 of LanguageModel; accepted: runs of one task on the same data." in result.stderr
+    assert "Traceback" not in result.stderr
