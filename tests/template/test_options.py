@@ -44,6 +44,10 @@ conf/sweep.yaml
 conf/train.yaml
 conf/trainer/ddp.yaml
 conf/trainer/default.yaml
+conf/trainer/fsdp.yaml
+conf/trainer/fsdp2.yaml
+conf/trainer/slurm.yaml
+docs/cluster.md
 docs/sweeps.md
 eval.py
 predict.py
@@ -67,8 +71,8 @@ src/PKG/errors.py
 src/PKG/evaluation.py
 src/PKG/instantiate.py
 src/PKG/launch.py
-src/PKG/meeting_point.py
 src/PKG/loggers.py
+src/PKG/meeting_point.py
 src/PKG/models/__init__.py
 src/PKG/other_process.py
 src/PKG/overrides.py
@@ -76,6 +80,7 @@ src/PKG/prediction.py
 src/PKG/processes.py
 src/PKG/run.py
 src/PKG/run_directory.py
+src/PKG/shard.py
 src/PKG/sweep/__init__.py
 src/PKG/sweep/app.py
 src/PKG/sweep/best.py
@@ -99,6 +104,7 @@ tests/conftest.py
 tests/test_ablate.py
 tests/test_bad_input.py
 tests/test_configs.py
+tests/test_ddp.py
 tests/test_eval_and_predict.py
 tests/test_loaders.py
 tests/test_loggers.py

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
 
 from {{cookiecutter.package_name}}.meeting_point import attempt_key, meeting_point, wait_for
@@ -111,13 +112,13 @@ def start_other_processes(trainer: Trainer) -> None:
             meeting_point(place).set(attempt_key(place, "config"), pickle.dumps(job.config).hex())
         return
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    launcher = trainer.strategy.launcher
-    if place.rank > 0 or launcher is None or not isinstance(environment, LightningEnvironment):
+    starts_the_script_again = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
+    if place.rank > 0 or not starts_the_script_again or not isinstance(environment, LightningEnvironment):
         return
     if trainer.num_nodes > 1:
         raise ValueError(f"{asked}: start it with torchrun or srun on every machine (docs/cluster.md).")
-    if not hasattr(launcher, "procs") or trainer.num_devices == 1:
-        return  # a launcher that forks, or nothing to launch
+    if trainer.num_devices == 1:
+        return
     os.environ |= {
         "MASTER_ADDR": environment.main_address,
         "MASTER_PORT": str(environment.main_port),
