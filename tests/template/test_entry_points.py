@@ -48,6 +48,18 @@ def test_replay(template, run_cookiecutter, expected, tmp_path):
     assert contents(tmp_path / "my-project") == expected
 
 
+def test_replay_from_a_zip(template, run_cookiecutter, expected, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "mp_plugin"), "zip", template.parent, template.name)
+    where = ("--directory", "template")
+    first = run_cookiecutter(
+        archive, *where, "--no-input", "--output-dir", tmp_path / "first", *ANSWERS, cwd=tmp_path
+    )
+    assert first.returncode == 0, first.stdout
+    result = run_cookiecutter(archive, *where, "--replay", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert contents(tmp_path / "my-project") == contents(tmp_path / "first" / "my-project") == expected
+
+
 def test_answers_typed_in(template, run_cookiecutter, tmp_path):
     """A person who answers every question; the root asks first which of the one template to take."""
     typed = ["1", "Deep Nets", "", "", "Ada", "ada@example.com", "2", "3", "2", "3", "2", "2", "yes"]
