@@ -48,6 +48,10 @@ conf/trainer/fsdp.yaml
 conf/trainer/fsdp2.yaml
 conf/trainer/slurm.yaml
 docs/cluster.md
+docs/data.md
+docs/model.md
+docs/precision.md
+docs/run.md
 docs/sweeps.md
 eval.py
 predict.py
