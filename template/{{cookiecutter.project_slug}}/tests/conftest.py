@@ -53,15 +53,22 @@ def config(tmp_path: Path) -> Callable[..., DictConfig]:
 
 
 @pytest.fixture
-def small(config: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+def small(
+    config: Callable[..., DictConfig], settings_of_small: Callable[[str], list[str]]
+) -> Callable[..., DictConfig]:
     """Compose the config of a small, silent run of an experiment."""
 
     def make(experiment: str, *overrides: str, script: str = "train", name: str = "run") -> DictConfig:
-        quiet = ["logger=csv", "callbacks.progress_bar=null", "+trainer.enable_progress_bar=false"]
-        settings = [f"experiment={experiment}", *SMALL[experiment], *QUICK, *quiet, *overrides]
-        return config(script, *settings, name=name)
+        return config(script, *settings_of_small(experiment), *overrides, name=name)
 
     return make
+
+
+@pytest.fixture
+def settings_of_small() -> Callable[[str], list[str]]:
+    """The overrides that make a run of an experiment small and silent."""
+    quiet = ["logger=csv", "callbacks.progress_bar=null", "+trainer.enable_progress_bar=false"]
+    return lambda experiment: [f"experiment={experiment}", *SMALL[experiment], *QUICK, *quiet]
 
 
 @pytest.fixture

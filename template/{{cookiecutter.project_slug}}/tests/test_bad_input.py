@@ -1,5 +1,6 @@
 """What cannot be run is refused with one sentence, before training starts."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,3 +118,13 @@ def test_exit_status_and_stderr(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "batch_size=0 is out of range: it must be greater than 0." in done.stderr
+
+
+def test_a_job_that_cannot_be_run_does_not_end_the_sweep(
+    run_script: Callable[..., Any], settings_of_small: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    settings = settings_of_small("digits" if (ROOT / "conf" / "experiment" / "digits.yaml").exists() else "lm")
+    sentence = refusal(run_script, "train.py", *settings, "seed=-1,0", "hydra.sweep.dir=sweep", "-m")
+    assert sentence == "seed=-1 is out of range: it must be an integer from 0 to 4294967295."
+    cards = [json.loads((tmp_path / "sweep" / job / "run.json").read_text()) for job in ("0", "1")]
+    assert [(card["status"], card["error"]) for card in cards] == [("failed", sentence), ("finished", None)]

@@ -1,10 +1,10 @@
 """A trained model gives the same results again."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import DictConfig
 
@@ -12,21 +12,26 @@ from {{cookiecutter.package_name}}.evaluation import evaluate
 from {{cookiecutter.package_name}}.prediction import predict
 from {{cookiecutter.package_name}}.training import train
 
+QUIET = ["logger=csv", "callbacks.progress_bar=null", "+trainer.enable_progress_bar=false"]
+
 
 def test_eval_and_predict_agree_with_training(
-    small: Callable[..., DictConfig], tmp_path: Path, experiment: str
+    small: Callable[..., DictConfig], config: Callable[..., DictConfig], tmp_path: Path, experiment: str
 ) -> None:
     whole = "++trainer.limit_test_batches=1.0"
     trained = train(small(experiment, whole))
     checkpoint = f"ckpt_path='{tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}'"
 
-    tested = evaluate(small(experiment, whole, checkpoint, script="eval", name="eval"))
+    # Data, model and precision come from the checkpoint.
+    tested = evaluate(config("eval", checkpoint, *QUIET, name="eval"))
     assert tested == {name: value for name, value in trained.items() if name.startswith("test/")}
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["metrics"] == tested
+    # Or they are named, and the model's sizes still are those of the checkpoint.
+    named = small(experiment, whole, checkpoint, "precision=bf16", script="eval", name="named")
+    assert evaluate(named) == tested
 
-    file = predict(small(experiment, checkpoint, script="predict", name="predict"))
-    with open(file, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    file = predict(config("predict", checkpoint, *QUIET, name="predict"))
+    rows = pq.read_table(file).to_pylist()
     if "test/acc" in tested:
         accuracy = sum(row["label"] == row["prediction"] for row in rows) / len(rows)
         assert accuracy == pytest.approx(tested["test/acc"], abs=1e-6)

@@ -8,17 +8,18 @@ from lightning.pytorch import LightningModule
 
 #: What a checkpoint of this project holds besides the plugin's state; without it training cannot go on.
 REQUIRED = ("task", "state_dict", "hyper_parameters", "epoch", "global_step", "loops", "optimizer_states")
+#: Differences that a message names.
+SHOWN = 3
 
 
-def read_checkpoint(path: str | None, task: str) -> dict[str, Any]:
-    """Read a checkpoint and check that it is one of a task.
+def read_checkpoint(path: str | None) -> dict[str, Any]:
+    """Read a checkpoint and check that it is one of this project.
 
     Args:
         path: the file; loaded with `weights_only=True`, so nothing in it is executed.
-        task: name of the task's class.
 
     Raises:
-        ValueError: in one sentence, if there is no such file, or if it is damaged or belongs to another class.
+        ValueError: in one sentence, if there is no such file, or if it is damaged.
     """
     if not path:
         raise ValueError("ckpt_path is missing: name a checkpoint, such as .../checkpoints/last.ckpt.")
@@ -31,26 +32,39 @@ def read_checkpoint(path: str | None, task: str) -> dict[str, Any]:
     missing = [key for key in REQUIRED if key not in checkpoint] if isinstance(checkpoint, dict) else REQUIRED
     if missing:
         raise ValueError(f"ckpt_path={path} is damaged or not from this project: it lacks {', '.join(missing)}.")
-    if checkpoint["task"] != task:
-        raise ValueError(
-            f"ckpt_path={path} holds a {checkpoint['task']}, but the settings ask for a {task}: "
-            "add the experiment=... of the run that wrote it."
-        )
     return checkpoint
 
 
-def check_weights_fit(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:
+def check_task(checkpoint: dict[str, Any], task: str) -> None:
+    """Check that a checkpoint is one of a task.
+
+    Args:
+        checkpoint: as read.
+        task: name of the task's class.
+
+    Raises:
+        ValueError: if it belongs to another class.
+    """
+    if checkpoint["task"] != task:
+        raise ValueError(
+            f"The checkpoint holds a {checkpoint['task']}, but the settings ask for a {task}: "
+            "name the experiment of the run that wrote it."
+        )
+
+
+def check_weights_fit(model: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Check that a checkpoint's weights have the names and shapes of the model's.
 
     Raises:
-        ValueError: names the first difference.
+        ValueError: names the first differences.
     """
     found = {name: getattr(value, "shape", None) for name, value in checkpoint["state_dict"].items()}
     wanted = {name: value.shape for name, value in model.state_dict().items()}
-    for name in [*wanted, *found]:
-        if found.get(name) != wanted.get(name):
-            was, is_ = (_shape(shapes.get(name)) for shapes in (found, wanted))
-            raise ValueError(f"ckpt_path={path} does not fit the model: {name} is {was} there and {is_} here.")
+    differing = [name for name in dict.fromkeys([*wanted, *found]) if found.get(name) != wanted.get(name)]
+    if differing:
+        said = [f"{name} is {_shape(found.get(name))} there and {_shape(wanted.get(name))} here" for name in differing]
+        more = f", and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+        raise ValueError(f"The checkpoint does not fit the model: {', '.join(said[:SHOWN])}{more}.")
 
 
 def check_epochs_left(max_epochs: int | None, checkpoint: dict[str, Any], path: str) -> None:

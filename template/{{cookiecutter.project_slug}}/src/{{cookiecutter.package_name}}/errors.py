@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from mp_plugin.errors import MpPluginError
 from omegaconf.errors import OmegaConfBaseException
@@ -33,6 +35,10 @@ class Refusal(SystemExit):
     """
 
 
+class JobRefused(HydraException):
+    """The end of one job of a sweep; the others go on, and the sweep as a whole ends with this sentence."""
+
+
 @contextmanager
 def refusing(*kinds: type[Exception]) -> Iterator[None]:
     """Turn exceptions into a `Refusal` with the same message on one line; HYDRA_FULL_ERROR=1 leaves them alone.
@@ -41,14 +47,15 @@ def refusing(*kinds: type[Exception]) -> Iterator[None]:
         *kinds: exceptions that a user's settings can cause here; any other is a bug and keeps its traceback.
 
     Raises:
-        Refusal: for an exception of one of the kinds.
+        Refusal: for an exception of one of the kinds; in a sweep it is a `JobRefused`.
     """
     try:
         yield
     except kinds as error:
         if FULL_ERROR or not isinstance(_root(error), kinds):
             raise
-        raise Refusal(sentence(error)) from error
+        in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        raise (JobRefused if in_sweep else Refusal)(sentence(error)) from error
 
 
 def sentence(error: Exception) -> str:

@@ -6,19 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from {{cookiecutter.package_name}}.checkpoint import check_task, check_weights_fit
+from {{cookiecutter.package_name}}.checkpoint_io import write_whole_checkpoints
 from {{cookiecutter.package_name}}.checks import require_seed
 from {{cookiecutter.package_name}}.data.base import DataModule
+from {{cookiecutter.package_name}}.environment import environment
 from {{cookiecutter.package_name}}.instantiate import instantiate_each, instantiate_trusted
 from {{cookiecutter.package_name}}.launch import prepare_data
 from {{cookiecutter.package_name}}.loggers import make_loggers
 from {{cookiecutter.package_name}}.overrides import refuse_repeated
+from {{cookiecutter.package_name}}.run_card import RunCard
 from {{cookiecutter.package_name}}.tasks.base import num_parameters
 from {{cookiecutter.package_name}}.terminal import quieten, show_config
+from {{cookiecutter.package_name}}.trained_settings import KeepSettings
+from {{cookiecutter.package_name}}.whole_file import write_text
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,14 @@ class Run:
     trainer: Trainer
 
 
-def prepare(cfg: DictConfig) -> Run:
+def prepare(cfg: DictConfig, card: RunCard, checkpoint: dict[str, Any] | None = None, with_data: bool = True) -> Run:
     """Seed, and build all parts of a run.
+
+    Args:
+        cfg: the run's config; the model's settings that are null are filled in.
+        card: the run's card, which learns about data and task.
+        checkpoint: of the model, where a trained one is asked for.
+        with_data: whether the splits are needed.
 
     Raises:
         ValueError: or one of its kin in `errors.BAD_REQUEST`, if a setting is not acceptable.
@@ -47,20 +60,47 @@ def prepare(cfg: DictConfig) -> Run:
     quieten()
     if HydraConfig.initialized():
         refuse_repeated(HydraConfig.get().overrides.task)
-    directory = Path(cfg.paths.run_dir)
-    directory.mkdir(parents=True, exist_ok=True)
     require_seed(seed=cfg.seed)
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = instantiate_trusted(cfg.data)
-    prepare_data(datamodule)
-    datamodule.setup()
-    fill_from_data(cfg.model, datamodule.facts())
-    model = instantiate_trusted(cfg.model)
-    loggers = make_loggers(cfg.get("logger"), directory)
-    callbacks = instantiate_each(cfg.get("callbacks"))
+    if with_data:
+        prepare_data(datamodule)
+        datamodule.setup()
+        fill_from_data(cfg.model, datamodule.facts())
+        card.update(data=data_facts(datamodule, str(card.facts["choices"].get("data", type(datamodule).__name__))))
+    model = instantiate_trusted(cfg.model) if checkpoint is None else trained_model(cfg.model, checkpoint)
+    card.update(task=type(model).__name__)
+    loggers = make_loggers(cfg.get("logger"), card.directory)
+    callbacks = [*instantiate_each(cfg.get("callbacks")), KeepSettings(cfg, datamodule)]
     # An empty list would make Lightning choose a logger of its own.
     trainer = instantiate_trusted(cfg.trainer, logger=loggers or False, callbacks=callbacks)
-    return Run(directory, datamodule, model, trainer)
+    write_whole_checkpoints(trainer)
+    card.update(environment=environment(trainer.strategy.root_device, trainer.world_size))
+    return Run(card.directory, datamodule, model, trainer)
+
+
+def trained_model(settings: DictConfig, checkpoint: dict[str, Any]) -> LightningModule:
+    """The model of a checkpoint, with the hyperparameters that are stored in it.
+
+    Args:
+        settings: name the model's class.
+        checkpoint: as read.
+
+    Raises:
+        ValueError: if the checkpoint is of another class, or its weights are not those of such a model.
+    """
+    kind = hydra.utils.get_class(settings["_target_"])
+    check_task(checkpoint, kind.__name__)
+    model: LightningModule = kind(**checkpoint["hyper_parameters"])
+    check_weights_fit(model, checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    return model
+
+
+def data_facts(datamodule: DataModule, name: str) -> dict[str, Any]:
+    """What the run card says about the data."""
+    sizes = {split: len(dataset) for split, dataset in datamodule.datasets.items()}  # type: ignore[arg-type]
+    return {"name": name, "fingerprint": datamodule.fingerprint(), **sizes}
 
 
 def fill_from_data(settings: DictConfig, facts: Mapping[str, Any]) -> None:
@@ -121,8 +161,8 @@ def precision_line(trainer: Trainer) -> str:
 def write_metrics(run: Run, **values: Any) -> None:
     """Write metrics.json, on one process only."""
     if run.trainer.is_global_zero:
-        text = json.dumps({**values, "run_dir": str(run.directory)}, indent=2)
-        (run.directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        text = json.dumps({**values, "status": "finished", "run_dir": str(run.directory)}, indent=2)
+        write_text(run.directory / "metrics.json", text + "\n")
 
 
 def to_floats(metrics: dict[str, Any]) -> dict[str, float]:

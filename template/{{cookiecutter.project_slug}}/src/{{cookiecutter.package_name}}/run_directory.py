@@ -9,8 +9,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.meeting_point import job_key, meeting_point
 from {{cookiecutter.package_name}}.processes import Place, this_process
+from {{cookiecutter.package_name}}.resume import newest_unfinished
 
 #: The environment variable from which conf/hydra/default.yaml takes the name of a run's directory, if it is set.
 RUN_NAME = "{{cookiecutter.package_name | upper}}_RUN_NAME"
@@ -52,6 +54,10 @@ class RefuseExistingRun(Callback):
         # The other processes of a multi-device run share the directory that the first one claimed.
         if place.rank > 0:
             return
+        if config.get("resume") == "latest":
+            with refusing(*BAD_REQUEST):
+                _find_latest(config)
+            return
         run_dir = Path(config.hydra.run.dir)
         mark = run_dir / (config.hydra.output_subdir or ".hydra")
         owner = mark / "launcher"
@@ -74,7 +80,17 @@ class RefuseExistingRun(Callback):
                 "out with trainer=ddp hydra/launcher=submitit_local."
             )
         sweep_dir = Path(config.hydra.sweep.dir)
+        if config.get("resume") == "latest":
+            return
         _claim(sweep_dir, f"hydra.sweep.dir={sweep_dir}")
+
+
+def _find_latest(config: DictConfig) -> None:
+    """Have `resume=latest` go on in the directory of the newest unfinished run, unless the command line names one."""
+    given = any(str(override).startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra)
+    found = None if given else newest_unfinished(config, Path(config.hydra.run.dir).parent)
+    if found is not None:
+        config.hydra.run.dir = str(found)
 
 
 def _claim(directory: Path, setting: str) -> None:

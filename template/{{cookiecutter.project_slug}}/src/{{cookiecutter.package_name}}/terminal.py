@@ -30,6 +30,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     # A resumed run has a directory of its own, and looks for the best checkpoint among its own epochs.
     warnings.filterwarnings("ignore", message="The dirpath has changed")
+    # A run that goes on in its own directory finds its own checkpoints there.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # overfit_batches turns shuffling off, which is what debug=overfit wants.
     warnings.filterwarnings("ignore", message=".*You requested to overfit but enabled .* shuffling")
 

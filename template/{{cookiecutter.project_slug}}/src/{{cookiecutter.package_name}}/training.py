@@ -3,13 +3,9 @@
 from mp_plugin.errors import MpPluginError
 from omegaconf import DictConfig
 
-from {{cookiecutter.package_name}}.checkpoint import (
-    check_epochs_left,
-    check_weights_fit,
-    read_checkpoint,
-)
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.launch import on_all_processes, start_other_processes
+from {{cookiecutter.package_name}}.resume import finished_already, resume
 from {{cookiecutter.package_name}}.run import (
     announce,
     close_loggers,
@@ -20,6 +16,7 @@ from {{cookiecutter.package_name}}.run import (
     to_floats,
     write_metrics,
 )
+from {{cookiecutter.package_name}}.run_card import recorded
 from {{cookiecutter.package_name}}.terminal import show_results
 
 
@@ -37,32 +34,36 @@ def train(cfg: DictConfig) -> dict[str, float]:
         Refusal: before training starts, if a setting is not acceptable.
     """
     with refusing(*BAD_REQUEST):
-        run = prepare(cfg)
-        if cfg.ckpt_path:
-            checkpoint = read_checkpoint(cfg.ckpt_path, type(run.model).__name__)
-            check_weights_fit(run.model, checkpoint, cfg.ckpt_path)
-            check_epochs_left(run.trainer.max_epochs, checkpoint, cfg.ckpt_path)
-        start_other_processes(run.trainer)
-    announce(cfg, run)
-    # What only the plugin can tell, such as a precision that the device does not have.
-    with refusing(MpPluginError):
-        run.trainer.fit(run.model, run.datamodule, ckpt_path=cfg.ckpt_path)
-    summary = precision_summary(run.trainer)
-    checkpoint_callback = run.trainer.checkpoint_callback
-    best = getattr(checkpoint_callback, "best_model_path", "")
-    run.trainer.test(run.model, run.datamodule, ckpt_path=best or None, verbose=False)
-    metrics, baselines = to_floats(run.trainer.callback_metrics), run.datamodule.baselines()
-    write_metrics(
-        run,
-        task=type(run.model).__name__,
-        seed=cfg.seed,
-        precision=precision_name(run.trainer),
-        metrics=metrics,
-        baselines=baselines,
-        precision_summary=summary,
-        checkpoint=best,
-    )
-    close_loggers(run.trainer)
-    if run.trainer.is_global_zero:
-        show_results(metrics, baselines, precision_line(run.trainer), files=run.directory, checkpoint=best or "none")
+        done = finished_already(cfg)
+    if done is not None:
+        return done
+    with recorded(cfg) as card:
+        with refusing(*BAD_REQUEST):
+            run = prepare(cfg, card)
+            checkpoint = resume(cfg, run, card)
+            start_other_processes(run.trainer)
+        announce(cfg, run)
+        # What only the plugin can tell, such as a precision that the device does not have.
+        with refusing(MpPluginError):
+            run.trainer.fit(run.model, run.datamodule, ckpt_path=checkpoint)
+        summary = precision_summary(run.trainer)
+        best = getattr(run.trainer.checkpoint_callback, "best_model_path", "")
+        run.trainer.test(run.model, run.datamodule, ckpt_path=best or None, verbose=False)
+        metrics, baselines = to_floats(run.trainer.callback_metrics), run.datamodule.baselines()
+        write_metrics(
+            run,
+            task=type(run.model).__name__,
+            seed=cfg.seed,
+            precision=precision_name(run.trainer),
+            metrics=metrics,
+            baselines=baselines,
+            precision_summary=summary,
+            checkpoint=best,
+        )
+        card.update(precision=summary)
+        close_loggers(run.trainer)
+        if run.trainer.is_global_zero:
+            show_results(
+                metrics, baselines, precision_line(run.trainer), files=run.directory, checkpoint=best or "none"
+            )
     return metrics
