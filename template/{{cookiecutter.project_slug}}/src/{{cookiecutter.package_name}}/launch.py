@@ -12,6 +12,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class _Job:
     config: DictConfig
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     is_over: threading.Event = field(default_factory=threading.Event)
+    has_told: bool = False
 
 
 _running: list[_Job] = []
@@ -162,14 +164,23 @@ def _start(job: _Job, rank: int) -> subprocess.Popen[bytes]:
 
 def _watch(job: _Job) -> None:
     """End this process if another one has died and the work here does not notice, as in a collective of NCCL."""
-    while not job.is_over.wait(0.2):
-        for rank, process in enumerate(job.processes, 1):
-            if process.poll():
+    while not job.is_over.wait(1.0):
+        if _has_died(job):
+            if not job.is_over.wait(GRACE_SECONDS):
+                os._exit(1)
+            return
+
+
+def _has_died(job: _Job) -> bool:
+    """Whether another process has ended with an error; said once."""
+    for rank, process in enumerate(job.processes, 1):
+        if process.poll():
+            if not job.has_told:
+                job.has_told = True
                 message = f"Process {rank} of {len(job.processes) + 1} ended with status {process.returncode}"
                 print(f"{message}, and this run ends with it.", file=sys.stderr, flush=True)
-                if not job.is_over.wait(GRACE_SECONDS):
-                    os._exit(1)
-                return
+            return True
+    return False
 
 
 @contextmanager
@@ -181,6 +192,12 @@ def _processes_ended(job: _Job) -> Iterator[None]:
         for rank, process in enumerate(job.processes, 1):
             if process.wait(GRACE_SECONDS):
                 raise RuntimeError(f"Process {rank} ended with status {process.returncode}.")
+    except BaseException:
+        if job.processes:
+            # What failed here may be but the echo: give the one that died first the time to be seen.
+            time.sleep(0.5)
+            _has_died(job)
+        raise
     finally:
         for process in job.processes:
             process.kill()
