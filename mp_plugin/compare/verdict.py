@@ -11,7 +11,7 @@ from mp_plugin.compare.statistics import CONFIDENCE, SIGNIFICANCE, Difference, L
 from mp_plugin.report.verdict import Severity
 
 MINUS = "\N{MINUS SIGN}"
-SAME_SPEED = 0.05
+NEARLY_ONE = 0.05
 """Ratios this near to 1 are told as the same."""
 
 
@@ -95,7 +95,8 @@ def cost_words(cost: Cost) -> list[str]:
     if cost.speed is not None:
         words.append(speed_words(cost.speed))
     if cost.memory is not None:
-        words.append(f"{ratio_words(cost.memory.middle)} memory")
+        is_same = abs(cost.memory.middle - 1) < NEARLY_ONE
+        words.append("the same memory" if is_same else f"{ratio_words(cost.memory.middle)} memory")
     if cost.energy is not None:
         words.append(f"{ratio_words(cost.energy.middle)} energy")
     return words
@@ -116,10 +117,10 @@ def speed_words(ratio: Ratio) -> str:
         apart = max(ratio.high, 1 / ratio.low) - 1
         return (
             "as fast"
-            if apart < SAME_SPEED
+            if apart < NEARLY_ONE
             else (f"speed not told apart ({ratio_words(ratio.low)} to {ratio_words(ratio.high)})")
         )
-    if abs(ratio.middle - 1) < SAME_SPEED:
+    if abs(ratio.middle - 1) < NEARLY_ONE:
         return "as fast"
     return f"{ratio_words(ratio.middle)} faster" if ratio.middle > 1 else f"{ratio_words(1 / ratio.middle)} slower"
 
