@@ -68,7 +68,6 @@ NLP_FILES = (
     f"{PACKAGE}/data/hf_dataset.py",
     f"{PACKAGE}/data/hf_labelled_text.py",
     f"{PACKAGE}/data/hf_text.py",
-    f"{PACKAGE}/data/kept.py",
     f"{PACKAGE}/data/labelled_text.py",
     f"{PACKAGE}/data/labels.py",
     f"{PACKAGE}/data/language_model.py",

@@ -79,6 +79,7 @@ src/PKG/data/base.py
 src/PKG/data/epoch_draws.py
 src/PKG/data/epoch_shuffle.py
 src/PKG/data/fingerprint.py
+src/PKG/data/kept.py
 src/PKG/data/resumable_loader.py
 src/PKG/ema.py
 src/PKG/entry_point.py
@@ -200,7 +201,6 @@ src/PKG/data/causal_text.py
 src/PKG/data/hf_dataset.py
 src/PKG/data/hf_labelled_text.py
 src/PKG/data/hf_text.py
-src/PKG/data/kept.py
 src/PKG/data/labelled_text.py
 src/PKG/data/labels.py
 src/PKG/data/language_model.py

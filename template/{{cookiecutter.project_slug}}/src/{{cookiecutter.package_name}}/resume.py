@@ -15,6 +15,7 @@ from {{cookiecutter.package_name}}.checkpoint import (
     check_weights_fit,
     read_checkpoint,
 )
+from {{cookiecutter.package_name}}.data.kept import check_kept
 from {{cookiecutter.package_name}}.locks import is_in_use
 from {{cookiecutter.package_name}}.run import Run
 from {{cookiecutter.package_name}}.run_card import RunCard, read_card
@@ -49,6 +50,10 @@ def resume(cfg: DictConfig, run: Run, card: RunCard) -> str | None:
         return None
     check_task(checkpoint, type(run.model).__name__)
     check_weights_fit(run.model, checkpoint)
+    kept = checkpoint.get("data") or {}
+    if cfg.resume == "weights":  # which may learn other classes from here on, as long as the words keep their numbers
+        kept = {name: value for name, value in kept.items() if name != "class_names"}
+    check_kept(kept, run.datamodule.settings_to_keep(), str(path))
     card.update(resumed_from=path)
     if cfg.resume == "weights":
         run.model.load_state_dict(checkpoint["state_dict"])

@@ -16,6 +16,7 @@ from {{cookiecutter.package_name}}.checkpoint import check_task, check_weights_f
 from {{cookiecutter.package_name}}.checkpoint_io import write_whole_checkpoints
 from {{cookiecutter.package_name}}.checks import require_seed
 from {{cookiecutter.package_name}}.data.base import DataModule
+from {{cookiecutter.package_name}}.data.kept import check_kept
 from {{cookiecutter.package_name}}.environment import environment
 from {{cookiecutter.package_name}}.instantiate import instantiate_each, instantiate_trusted
 from {{cookiecutter.package_name}}.launch import prepare_data
@@ -67,11 +68,14 @@ def prepare(cfg: DictConfig, card: RunCard, checkpoint: dict[str, Any] | None = 
         prepare_data(datamodule)
         datamodule.setup()
         fill_from_data(cfg.model, datamodule.facts())
+        if checkpoint is not None:
+            check_kept(checkpoint.get("data") or {}, datamodule.settings_to_keep(), cfg.ckpt_path)
         card.update(data=data_facts(datamodule, str(card.facts["choices"].get("data", type(datamodule).__name__))))
     model = instantiate_trusted(cfg.model) if checkpoint is None else trained_model(cfg.model, checkpoint)
     card.update(task=type(model).__name__)
     loggers = make_loggers(cfg.get("logger"), card.directory)
     callbacks = [*instantiate_each(cfg.get("callbacks")), KeepSettings(cfg, datamodule)]
+    keep_telemetry_in_run(cfg)
     # An empty list would make Lightning choose a logger of its own.
     trainer = instantiate_trusted(cfg.trainer, logger=loggers or False, callbacks=callbacks)
     write_whole_checkpoints(trainer)
@@ -116,6 +120,13 @@ def fill_from_data(settings: DictConfig, facts: Mapping[str, Any]) -> None:
             settings[name] = value
         elif settings[name] != value:
             raise ValueError(f"model.{name}={settings[name]}, but the data have {value}: leave it null.")
+
+
+def keep_telemetry_in_run(cfg: DictConfig) -> None:
+    """Have the precision plugin write telemetry/ into the run's directory, rather than into the first logger's."""
+    telemetry = OmegaConf.select(cfg, "precision.telemetry")
+    if isinstance(telemetry, DictConfig) and telemetry.get("directory", "") is None:
+        telemetry.directory = cfg.paths.run_dir
 
 
 def announce(cfg: DictConfig, run: Run) -> None:
