@@ -143,7 +143,11 @@ def test_settings_of_a_checkpoint_are_those_of_this_project(
             predict(asked)
         return str(caught.value.code)
 
-    for target in ("os.system", "{{cookiecutter.package_name}}.errors.os.system", "{{cookiecutter.package_name}}.run_card.Path"):
+    for target in (
+        "os.system",
+        "{{cookiecutter.package_name}}.errors.os.system",
+        "{{cookiecutter.package_name}}.run_card.Path",
+    ):
         sentence = refusal(data={"_target_": whole["config"]["data"]["_target_"], "extra": [{"_target_": target}]})
         assert f"asks for {target}, which is not part of this project" in sentence
     assert "does not hold its model settings" in refusal(model=None)

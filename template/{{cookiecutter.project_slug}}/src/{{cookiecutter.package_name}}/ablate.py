@@ -1,11 +1,12 @@
 """Does lower precision cost accuracy here? The whole study in one command, from the project's root.
 
-    python -m {{cookiecutter.package_name}}.ablate [precisions=fp32,bf16] [seeds=0,1,2] [any override of train.py]
+    python -m {{cookiecutter.package_name}}.ablate [precisions=fp32,bf16] [seeds=0,1,2] [OVERRIDE ...]
 
-It trains each precision with each seed, prints the comparison, and writes compare.html beside the runs. By default
-precisions=fp32,bf16, with fp16 where there is a GPU, as a CPU computes in fp16 very slowly; and seeds=0,1,2,3,4. The
-other settings are those of `mp-plugin compare`: margin, metric, reference, price_per_hour; and fail_if_worse=0.01, with
-which the exit status is 3 if a precision is worse than fp32 by more than that, and 4 if it is not shown to be no worse.
+OVERRIDE is any that train.py takes. The study trains each precision with each seed, prints the comparison, and writes
+compare.html beside the runs. By default precisions=fp32,bf16, with fp16 where there is a GPU, as a CPU computes in fp16
+very slowly; and seeds=0,1,2,3,4. The other settings are those of `mp-plugin compare`: margin, metric, reference,
+price_per_hour; and fail_if_worse=0.01, with which the exit status is 3 if a precision is worse than fp32 by more than
+that, and 4 if it is not shown to be no worse.
 """
 
 import subprocess

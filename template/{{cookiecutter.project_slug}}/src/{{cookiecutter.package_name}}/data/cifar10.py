@@ -11,7 +11,12 @@ from torch.utils.data import Dataset
 from {{cookiecutter.package_name}}.checks import require_seed
 from {{cookiecutter.package_name}}.data.class_splits import SHARES, divide
 from {{cookiecutter.package_name}}.data.image_transform import make_transform
-from {{cookiecutter.package_name}}.data.images import ImageDataModule, LabelledImages, hash_of, require_path
+from {{cookiecutter.package_name}}.data.images import (
+    ImageDataModule,
+    LabelledImages,
+    hash_of,
+    require_path,
+)
 
 TRAIN_FILES = [f"data_batch_{i}.bin" for i in range(1, 6)]
 TEST_FILES = ["test_batch.bin"]

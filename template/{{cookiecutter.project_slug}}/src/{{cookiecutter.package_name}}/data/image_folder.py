@@ -11,7 +11,12 @@ from {{cookiecutter.package_name}}.data.base import SPLITS
 from {{cookiecutter.package_name}}.data.class_splits import SHARES, divide
 from {{cookiecutter.package_name}}.data.image_check import contents_of, list_images
 from {{cookiecutter.package_name}}.data.image_transform import make_transform
-from {{cookiecutter.package_name}}.data.images import ImageDataModule, ImageFiles, LabelledImages, require_path
+from {{cookiecutter.package_name}}.data.images import (
+    ImageDataModule,
+    ImageFiles,
+    LabelledImages,
+    require_path,
+)
 
 #: Names under which a split may come.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}

@@ -2,6 +2,7 @@
 
 import html
 import warnings
+from string import Template
 
 import optuna
 from optuna import visualization
@@ -12,27 +13,25 @@ from plotly.offline import get_plotlyjs
 #: Complete trials from which on it makes sense to ask which setting matters.
 ENOUGH_FOR_IMPORTANCE = 10
 
-PAGE = """<!doctype html>
+PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+<title>${title}</title>
 <style>
-body {% raw %}{{ margin: 2rem auto; max-width: 70rem; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222; }}{% endraw %}
-
-h2 {% raw %}{{ margin-bottom: 0; }}{% endraw %}
-
+body { margin: 2rem auto; max-width: 70rem; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #222; }
+h2 { margin-bottom: 0; }
 </style>
-<script>{plotly}</script>
+<script>${plotly}</script>
 </head>
 <body>
-<h1>{title}</h1>
-<p>{summary}</p>
-{plots}
+<h1>${title}</h1>
+<p>${summary}</p>
+${plots}
 </body>
 </html>
-"""
+""")
 
 
 def make_page(study: optuna.Study, metric: str) -> str:
@@ -67,7 +66,7 @@ def make_page(study: optuna.Study, metric: str) -> str:
         drawn.append(f"<h2>{html.escape(title)}</h2>\n{figure.to_html(full_html=False, include_plotlyjs=False)}")
     states = [state for state in TrialState if any(trial.state == state for trial in trials)]
     counts = ", ".join(f"{sum(t.state == state for t in trials)} {state.name.lower()}" for state in states)
-    return PAGE.format(
+    return PAGE.substitute(
         title=html.escape(f"Sweep {study.study_name}"),
         summary=html.escape(f"{study.direction.name.lower()} {metric}; trials: {counts or 'none'}."),
         plotly=get_plotlyjs(),
