@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from {{cookiecutter.package_name}}.meeting_point import attempt_key, meeting_point, wait_for
 from {{cookiecutter.package_name}}.processes import this_process
+from {{cookiecutter.package_name}}.shard import refuse_fsdp1_on_cpu
 
 Result = TypeVar("Result")
 
@@ -103,8 +104,9 @@ def start_other_processes(trainer: Trainer) -> None:
         trainer: of this run, not yet at work.
 
     Raises:
-        ValueError: if the trainer needs another number of processes than were started.
+        ValueError: if the trainer needs another number of processes than were started, or a GPU.
     """
+    refuse_fsdp1_on_cpu(trainer.strategy)
     place, job = this_process(), _running[-1]
     asked = f"trainer.devices={trainer.num_devices} and trainer.num_nodes={trainer.num_nodes}"
     if place.launcher is not None:

@@ -3,9 +3,8 @@
 from collections import Counter
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
 
@@ -32,14 +31,9 @@ class FSDP1(FSDPStrategy):
 
     Args:
         **settings: of `FSDPStrategy`.
-
-    Raises:
-        ValueError: where there is no GPU.
     """
 
     def __init__(self, **settings: Any) -> None:
-        if not torch.cuda.is_available():
-            raise ValueError("trainer=fsdp needs a GPU, and there is none; trainer=ddp and trainer=fsdp2 run on a CPU.")
         super().__init__(auto_wrap_policy=self.is_block, **settings)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
@@ -56,6 +50,16 @@ class FSDP1(FSDPStrategy):
     def is_block(self, module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
         """Whether torch is to look into a module, or to wrap it."""
         return recurse or any(module is block for block in self._blocks)
+
+
+def refuse_fsdp1_on_cpu(strategy: Strategy) -> None:
+    """Check that `trainer=fsdp` has a GPU.
+
+    Raises:
+        ValueError: if the trainer runs on a CPU, where torch cannot collect the weights of a checkpoint.
+    """
+    if type(strategy) is FSDP1 and strategy.root_device.type == "cpu":
+        raise ValueError("trainer=fsdp needs a GPU; on a CPU take trainer=ddp or trainer=fsdp2.")
 
 
 class FSDP2(ModelParallelStrategy):
