@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
@@ -88,7 +89,8 @@ def test_own_files(
 ) -> None:
     experiment = "digits" if EXPERIMENT == "digits" else "topics"
     names = [f"class {number}" for number in range(10)]
-    monkeypatch.setattr(DataModule, "settings_to_keep", lambda module: {"class_names": names})
+    kind = get_class(small(experiment).data._target_)
+    monkeypatch.setattr(kind, "settings_to_keep", lambda module: {"class_names": names})
     train(small(experiment, "trainer.max_epochs=1"))
     checkpoint = f"ckpt_path='{tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}'"
     split = predict(config("predict", checkpoint, *QUIET, name="split"))
@@ -100,7 +102,7 @@ def test_own_files(
         module.setup()
         return Files(sorted(paths[0].iterdir()), module.datasets["test"])
 
-    monkeypatch.setattr(DataModule, "files_dataset", files_dataset)
+    monkeypatch.setattr(kind, "files_dataset", files_dataset)
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(70):
@@ -118,15 +120,13 @@ def test_own_files(
     assert [int(row["prediction"]) for row in rows] == table["prediction"].to_pylist()
 
 
-def test_files_that_are_not_there_and_data_that_cannot(
+def test_files_that_are_not_there(
     small: Callable[..., DictConfig], config: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     train(small(EXPERIMENT, "trainer.max_epochs=1"))
     checkpoint = f"ckpt_path='{tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}'"
     with pytest.raises(SystemExit, match="input=nowhere.png does not exist"):
         predict(config("predict", checkpoint, "input=[nowhere.png]", *QUIET, name="a"))
-    with pytest.raises(SystemExit, match="DataModule cannot predict files"):
-        predict(config("predict", checkpoint, f"input='{tmp_path}'", *QUIET, name="b"))
 
 
 def test_settings_of_a_checkpoint_are_those_of_this_project(

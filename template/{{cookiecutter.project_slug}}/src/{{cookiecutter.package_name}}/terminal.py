@@ -32,6 +32,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="The dirpath has changed")
     # A run that goes on in its own directory finds its own checkpoints there.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Tasks have the hook for trainer=fsdp2 alone, with which there is no average (conf/callbacks/ema.yaml).
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that overrides")
     # overfit_batches turns shuffling off, which is what debug=overfit wants.
     warnings.filterwarnings("ignore", message=".*You requested to overfit but enabled .* shuffling")
 
