@@ -122,7 +122,8 @@ class DataModule(LightningDataModule):
         return self.test_dataloader()
 
     def _in_order(self, split: str, lasting: bool = False, sampler: Sampler[int] | None = None) -> DataLoader[Any]:
-        return DataLoader(self.datasets[split], self.batch_size, sampler=sampler, **self._options(lasting))
+        options = self._options(lasting)
+        return DataLoader(self.datasets[split], batch_size=self.batch_size, sampler=sampler, **options)
 
     def _options(self, lasting: bool) -> dict[str, Any]:
         return {
