@@ -32,7 +32,7 @@ def read_space(settings: Mapping[str, Any]) -> Space:
 
 def _distribution(key: str, spec: Any) -> BaseDistribution:
     if not isinstance(spec, Mapping):
-        raise ValueError(f"space: {key}={spec} is no range: accepted are {% raw %}{{type, low, high}} and {{choices}}{% endraw %}.")
+        raise ValueError(f"space: {key}={spec} is no range: accepted: type, low and high, or choices.")
     if "choices" in spec:
         return _choices(key, spec)
     kind = spec.get("type")
