@@ -1,7 +1,7 @@
 """The share of training time that a generated project spends waiting for data.
 
-Generates a project, and a folder of small PNG files, both in a temporary folder. Then trains with the project's own
-parts and lets `CostMeter` measure: the digits, which are in memory, with the perceptron, and the image folder with the
+Generates a project, and a folder of small PNG files, both in a temporary folder. Then trains with its `train.py`, in
+which `CostMeter` measures: the digits, which are in memory, with the perceptron, and the image folder with the
 small convolutional network, each without workers and with some. Every sample is a fresh process. The first epoch
 counts, too, and with it the start of the workers. What reading all files before training takes is measured apart.
 
@@ -30,22 +30,12 @@ RUNS = {
     "image folder": ["experiment=image_folder", f"data.image_size={PIXELS}", "trainer.max_epochs=2"],
 }
 
-TRAIN = """
-import json, sys, time, warnings
-from pathlib import Path
-warnings.simplefilter("ignore")
-from hydra import compose, initialize_config_dir
-from mp_plugin.cost_meter import CostMeter
-from my_project.run import prepare
-with initialize_config_dir(version_base="1.3", config_dir=str(Path("conf").resolve())):
-    cfg = compose("train", sys.argv[2:])
+CHECK = """
+import sys, time
+from my_project.data.image_folder import ImageFolderDataModule
 started = time.perf_counter()
-run = prepare(cfg)
-prepared = time.perf_counter() - started
-run.trainer.callbacks = [*run.trainer.callbacks, CostMeter(sys.argv[1])]
-run.trainer.fit(run.model, run.datamodule)
-cost = json.loads((Path(sys.argv[1]) / "telemetry" / "cost.json").read_text())
-print(json.dumps({"prepare_seconds": prepared, **cost}))
+ImageFolderDataModule(sys.argv[1]).setup()
+print(time.perf_counter() - started)
 """
 
 
@@ -61,23 +51,33 @@ def write_images(folder: Path, files: int) -> int:
     return size
 
 
-def sample(project: Path, run_directory: Path, settings: list[str]) -> dict[str, Any]:
-    """Train in a fresh process and return what it cost."""
+def python(project: Path, *arguments: str) -> str:
+    """Run Python in the project, in a fresh process, and return what it printed."""
     paths = os.pathsep.join([str(ROOT), str(project / "src")])
-    quiet = ["logger=csv", "callbacks.progress_bar=null", "+trainer.enable_progress_bar=false", "precision=fp32"]
-    place = f"paths.run_dir='{run_directory}'"
+    environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, str(run_directory), place, *quiet, *settings],
+        [sys.executable, "-W", "ignore", *arguments],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": paths},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
         raise RuntimeError(done.stderr)
-    cost: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return cost
+    return done.stdout
+
+
+def sample(project: Path, run_directory: Path, settings: list[str]) -> dict[str, Any]:
+    """Train, and return what it cost."""
+    quiet = ["logger=csv", "callbacks.progress_bar=null", "+trainer.enable_progress_bar=false", "precision=fp32"]
+    python(project, "train.py", f"hydra.run.dir='{run_directory}'", *quiet, *settings)
+    cost = json.loads((run_directory / "telemetry" / "cost.json").read_text())
+    return {
+        "waiting_share": cost["waiting_share"],
+        "step_ms": cost["step_ms"]["median"],
+        "train_seconds": cost["train_seconds"],
+    }
 
 
 def main() -> None:
@@ -89,6 +89,7 @@ def main() -> None:
     found = circumstances()
     cases = {f"{data}, {workers} workers": (data, workers) for data in RUNS for workers in WORKERS}
     samples: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
+    check_seconds: list[float] = []
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         project = Path(
@@ -100,21 +101,18 @@ def main() -> None:
                 data, workers = cases[name]
                 path = [] if data == "digits" else [f"data.path='{folder / 'images'}'"]
                 run = folder / f"run{index}-{name.replace(', ', '-').replace(' ', '_')}"
-                cost = sample(project, run, [*RUNS[data], *path, f"data.num_workers={workers}"])
-                samples[name].append(
-                    {
-                        "waiting_share": cost["waiting_share"],
-                        "step_ms": cost["step_ms"]["median"],
-                        "train_seconds": cost["train_seconds"],
-                        "prepare_seconds": cost["prepare_seconds"],
-                    }
-                )
+                samples[name].append(sample(project, run, [*RUNS[data], *path, f"data.num_workers={workers}"]))
+            check_seconds.append(float(python(project, "-c", CHECK, str(folder / "images"))))
     rows = [
         [name, *(show_spread([each[key] for each in taken]) for key in taken[0])] for name, taken in samples.items()
     ]
-    headings = ["", "share waiting", "step, ms", "training, s", "setting up, s"]
+    headings = ["", "share waiting", "step, ms", "training, s"]
     print_table(f"Waiting for data, {options.files:,} files, {options.rounds} rounds", headings, rows)
-    write("data_wait", {**found, "files": options.files, "bytes": size, "samples": samples})
+    print(f"Reading and splitting all files before training: {show_spread(check_seconds)} s")
+    write(
+        "data_wait",
+        {**found, "files": options.files, "bytes": size, "check_seconds": check_seconds, "samples": samples},
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def contents_of(names: Sequence[str], read: Callable[[int], bytes], verify: bool
     """The hash of each picture's bytes, after a look at whether they are a picture.
 
     Every file is read once. PNG files are checked by their checksums and JPEG files at an eighth of their size, which
-    takes some ten seconds for 100,000 small files.
+    takes about a second for 10,000 small files.
 
     Args:
         names: what the pictures are called where something is wrong with them.
