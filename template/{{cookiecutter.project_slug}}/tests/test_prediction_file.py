@@ -80,6 +80,11 @@ class Files(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self.examples[index][0], self.paths[index].name
 
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """Texts are padded to the longest one of the batch."""
+        together = getattr(self.examples, "__getitems__", lambda indices: [self.examples[i] for i in indices])
+        return [(example[0], self.paths[i].name) for example, i in zip(together(indices), indices, strict=True)]
+
 
 def test_own_files(
     small: Callable[..., DictConfig],

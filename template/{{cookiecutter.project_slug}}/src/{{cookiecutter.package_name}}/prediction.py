@@ -39,13 +39,13 @@ def predict(cfg: DictConfig) -> Path:
             paths = input_paths(cfg.input)
             run = prepare(cfg, card, checkpoint, with_data=not paths)
             kept = checkpoint.get("data") or {}
-            loader = files_loader(run, paths, kept) if paths else run.datamodule.predict_dataloader()
+            source = files_loader(run, paths, kept) if paths else run.datamodule
             start_other_processes(run.trainer)
         announce(cfg, run)
         file = run.directory / "predictions.parquet"
         # What is predicted goes to the file, batch by batch; Lightning would collect it all.
         run.trainer.callbacks.append(PredictionFile(file, kept.get("class_names")))  # type: ignore[attr-defined]
-        run.trainer.predict(run.model, loader, return_predictions=False)
+        run.trainer.predict(run.model, source, return_predictions=False)
         if run.trainer.is_global_zero:
             if cfg.csv:
                 write_csv(file)
