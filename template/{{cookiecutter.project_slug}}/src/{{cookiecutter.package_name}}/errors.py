@@ -62,7 +62,8 @@ def sentence(error: Exception) -> str:
     """The message of an exception on one line, without Hydra's trimmings."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}={option} is unknown; accepted: {', '.join(error.options)}."
+        accepted = ", ".join(name for name in error.options if name != "as_trained")  # of eval.py and predict.py
+        return f"{group}={option} is unknown; accepted: {accepted}."
     text = " ".join(str(_root(error)).split())
     if "Could not override 'precision/scaling'" in text:
         return "precision/scaling is a choice of precision=fp16: bf16 and the other formats have no loss scaling."
