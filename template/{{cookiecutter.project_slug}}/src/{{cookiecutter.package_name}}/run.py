@@ -68,10 +68,10 @@ def prepare(cfg: DictConfig, card: RunCard, checkpoint: dict[str, Any] | None = 
         prepare_data(datamodule)
         datamodule.setup()
         fill_from_data(cfg.model, datamodule.facts())
-        if checkpoint is not None:
-            check_kept(checkpoint.get("data") or {}, datamodule.settings_to_keep(), cfg.ckpt_path)
         card.update(data=data_facts(datamodule, str(card.facts["choices"].get("data", type(datamodule).__name__))))
     model = instantiate_trusted(cfg.model) if checkpoint is None else trained_model(cfg.model, checkpoint)
+    if checkpoint is not None and with_data:
+        check_kept(checkpoint.get("data") or {}, datamodule.settings_to_keep(), cfg.ckpt_path)
     card.update(task=type(model).__name__)
     loggers = make_loggers(cfg.get("logger"), card.directory)
     callbacks = [*instantiate_each(cfg.get("callbacks")), KeepSettings(cfg, datamodule)]
