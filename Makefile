@@ -1,6 +1,7 @@
 # A fresh machine needs Python 3.10 to 3.13 and make; every target installs the rest into .venv.
-#   make demo    a project generated from this checkout, installed and trained
-#   make test    the whole test suite
+#   make demo          a project generated from this checkout, installed and trained
+#   make demo-compare  what bf16 and fp16 cost and save there, against fp32, over three seeds
+#   make test          the whole test suite
 # Only `make bench-gpu` installs nothing: it runs on what the machine has.
 
 PYTHON ?= python3
@@ -8,13 +9,14 @@ PYTHON ?= python3
 JOBS ?= auto
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO = build/demo
+STUDY = build/demo-compare
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-all bench-gpu clean
+.PHONY: help demo demo-compare test lint format bench bench-all bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | while IFS='	' read -r name what; do \
-	  printf '  make %-9s %s\n' "$$name" "$$what"; done
+	  printf '  make %-13s %s\n' "$$name" "$$what"; done
 
 # --- environment: each stamp is older than what it was installed from only when there is something to do -------------
 
@@ -52,6 +54,16 @@ demo: .venv/demo ## generate a project from this checkout, install it and train 
 	$(PIP) --no-build-isolation -e $(DEMO)/digits
 	cd $(DEMO)/digits && ../../../.venv/bin/python train.py precision=bf16
 
+demo-compare: .venv/demo ## compare precisions over three seeds, on digits and on a language model: about 10 minutes
+	@if [ -e $(STUDY) ] && [ ! -e $(STUDY)/.made-by-make-demo ]; then \
+	  echo "$(STUDY) was not made by 'make demo-compare': move it away first." >&2; exit 1; fi
+	@rm -rf $(STUDY) && mkdir -p $(STUDY) && touch $(STUDY)/.made-by-make-demo
+	.venv/bin/cookiecutter . --no-input --default-config --output-dir $(STUDY) project_name=Study task=both
+	$(PIP) --no-build-isolation -e $(STUDY)/study
+	cd $(STUDY)/study && ../../../.venv/bin/python -m study.ablate precisions=fp32,bf16,fp16 seeds=0,1,2 experiment=digits
+	@# Without fp16 on a CPU, which computes in it some fifty times slower.
+	cd $(STUDY)/study && ../../../.venv/bin/python -m study.ablate seeds=0,1,2 experiment=lm
+
 test: .venv/dev ## run the whole test suite
 	@# One thread per worker: torch would otherwise start a pool per worker and oversubscribe the cores.
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --maxprocesses=8
@@ -68,8 +80,8 @@ format: .venv/dev ## format the code and fix what can be fixed
 
 # Files of benchmarks/: what a GPU is measured with; what ends in a few minutes on two CPU cores; and the rest.
 GPU_BENCHMARKS = kernel_bandwidth step_time growth precisions
-BENCHMARKS = $(GPU_BENCHMARKS) store report_page
-LONG_BENCHMARKS = import_time small_steps advisor explain telemetry loss_scaling fallback
+BENCHMARKS = $(GPU_BENCHMARKS) store report_page compare
+LONG_BENCHMARKS = data_wait import_time small_steps advisor explain telemetry loss_scaling fallback
 # `make bench-gpu GPU_OPTIONS="--device cpu --quick"` rehearses it where there is no GPU.
 GPU_OPTIONS = --device cuda
 
