@@ -104,6 +104,7 @@ src/PKG/run.py
 src/PKG/run_card.py
 src/PKG/run_directory.py
 src/PKG/shard.py
+src/PKG/step_checkpoints.py
 src/PKG/sweep/__init__.py
 src/PKG/sweep/app.py
 src/PKG/sweep/best.py

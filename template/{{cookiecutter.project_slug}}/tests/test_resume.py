@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from {{cookiecutter.package_name}}.csv_logger import CSVLogger
 from {{cookiecutter.package_name}}.locks import is_in_use, only_writer
 from {{cookiecutter.package_name}}.resume import newest_unfinished
 from {{cookiecutter.package_name}}.run_card import recorded
+from {{cookiecutter.package_name}}.trained_settings import KeepSettings
 from {{cookiecutter.package_name}}.training import train
 from {{cookiecutter.package_name}}.whole_file import whole_file
 
@@ -190,3 +192,23 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_file(file) as partial:
         partial.with_name("nowhere").rename(partial)
     assert file.read_text() == "old"
+
+
+def test_told_to_end_in_the_middle_of_an_epoch(
+    small: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 6 and not told_once:
+            told_once.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    told_once: list[bool] = []
+    monkeypatch.setattr(KeepSettings, "on_train_batch_start", lambda self, trainer, *args: told(trainer))
+    with pytest.raises(SystemExit) as caught:
+        train(small(EXPERIMENT, "resume=latest", name="told"))
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert json.loads((tmp_path / "told" / "run.json").read_text())["status"] == "stopped"
+    assert state(tmp_path / "told")["global_step"] == 7
+    train(small(EXPERIMENT, "resume=latest", name="told"))
+    train(small(EXPERIMENT, name="whole"))
+    assert equal(state(tmp_path / "told")["state_dict"], state(tmp_path / "whole")["state_dict"])

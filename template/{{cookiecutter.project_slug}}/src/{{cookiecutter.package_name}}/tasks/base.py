@@ -44,6 +44,9 @@ class Task(LightningModule):
             lr=self.lr,
         )
         total = max(1, int(self.trainer.estimated_stepping_batches))
+        # To count them Lightning has made the training loader, and that before it restores where a resumed run goes on:
+        # without this, it would begin the epoch anew. It makes another one when training starts.
+        self.trainer.fit_loop._combined_loader = None
         warmup = round(self.warmup_fraction * total)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
