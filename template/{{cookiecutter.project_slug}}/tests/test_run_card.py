@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from {{cookiecutter.package_name}}.git_facts import git_facts, uncommitted
 from {{cookiecutter.package_name}}.run_card import recorded
@@ -36,6 +36,16 @@ def test_card_of_a_finished_run(small: Callable[..., DictConfig], tmp_path: Path
     assert facts["environment"]["ranks"] == 1
     assert min(facts["data"][split] for split in ("train", "val", "test")) > 0
     assert metrics["status"] == "finished"
+
+
+def test_telemetry_stands_in_the_run_folder(small: Callable[..., DictConfig], tmp_path: Path) -> None:
+    cfg = small(EXPERIMENT)
+    # As train.py does it: trainer.plugins then holds a copy of the precision settings.
+    OmegaConf.resolve(cfg)
+    train(cfg)
+    run = tmp_path / "run"
+    assert [path.relative_to(run) for path in run.rglob("telemetry")] == [Path("telemetry")]
+    assert {"run.json", "cost.json"} <= {path.name for path in (run / "telemetry").iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,11 @@ def fill_from_data(settings: DictConfig, facts: Mapping[str, Any]) -> None:
 
 def keep_telemetry_in_run(cfg: DictConfig) -> None:
     """Have the precision plugin write telemetry/ into the run's directory, rather than into the first logger's."""
-    telemetry = OmegaConf.select(cfg, "precision.telemetry")
-    if isinstance(telemetry, DictConfig) and telemetry.get("directory", "") is None:
-        telemetry.directory = cfg.paths.run_dir
+    # trainer.plugins names cfg.precision; once the config has been resolved, it holds a copy of its own.
+    for part in (cfg.get("precision"), *(cfg.trainer.get("plugins") or ())):
+        telemetry = part.get("telemetry") if isinstance(part, DictConfig) else None
+        if isinstance(telemetry, DictConfig) and telemetry.get("directory", "") is None:
+            telemetry.directory = cfg.paths.run_dir
 
 
 def announce(cfg: DictConfig, run: Run) -> None:
