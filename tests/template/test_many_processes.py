@@ -230,6 +230,16 @@ def test_processes_that_others_start_agree_on_one_run(launcher, project, run, tm
     assert first["world_size"] == 2
 
 
+@pytest.mark.parametrize("launcher", ["none", "torchrun"])
+def test_a_command_that_resumes_can_be_given_again(launcher, project, run, tmp_path):
+    command = [str(project / "train.py"), *DDP, *QUIET, "resume=latest", "hydra.run.dir=again"]
+    if launcher == "torchrun":
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
+    run(sys.executable, *command)
+    assert json.loads((tmp_path / "where" / "again" / "run.json").read_text())["status"] == "finished"
+    assert run(sys.executable, *command).count("again has finished already.") == 1
+
+
 def test_torchrun_starts_again_in_the_same_directory(project, run, tmp_path):
     where = tmp_path / "where"
     once = project / "once.py"

@@ -63,8 +63,9 @@ def test_precision_twice_is_refused(run_script: Callable[..., Any]) -> None:
     assert "precision=fp16" in sentence
 
 
-def test_scaling_of_a_format_without_it_is_refused(run_script: Callable[..., Any]) -> None:
-    sentence = refusal(run_script, "train.py", "precision=bf16", "precision/scaling=static")
+@pytest.mark.parametrize("setting", ["precision/scaling=static", "precision.scaling.init_scale=2"])
+def test_scaling_of_a_format_without_it_is_refused(run_script: Callable[..., Any], setting: str) -> None:
+    sentence = refusal(run_script, "train.py", "precision=bf16", setting)
     assert "precision/scaling is a choice of precision=fp16: bf16 " in sentence
 
 
@@ -124,7 +125,9 @@ def test_a_job_that_cannot_be_run_does_not_end_the_sweep(
     run_script: Callable[..., Any], settings_of_small: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
     settings = settings_of_small("digits" if (ROOT / "conf" / "experiment" / "digits.yaml").exists() else "lm")
-    sentence = refusal(run_script, "train.py", *settings, "seed=-1,0", "hydra.sweep.dir=sweep", "-m")
+    sweep = ["seed=-1,0", "precision=fp32,bf16", "hydra.sweep.dir=sweep", "-m"]
+    sentence = refusal(run_script, "train.py", *settings, *sweep)
     assert sentence == "seed=-1 is out of range: it must be an integer from 0 to 4294967295."
-    cards = [json.loads((tmp_path / "sweep" / job / "run.json").read_text()) for job in ("0", "1")]
-    assert [(card["status"], card["error"]) for card in cards] == [("failed", sentence), ("finished", None)]
+    cards = [json.loads((tmp_path / "sweep" / str(job) / "run.json").read_text()) for job in range(4)]
+    assert [(card["status"], card["error"]) for card in cards] == 2 * [("failed", sentence)] + 2 * [("finished", None)]
+    assert "1 of 2 runs did not finish" in (tmp_path / "sweep" / "compare.html").read_text(encoding="utf-8")

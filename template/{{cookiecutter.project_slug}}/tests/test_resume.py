@@ -103,6 +103,19 @@ def test_weights_alone(small: Callable[..., DictConfig], tmp_path: Path) -> None
     assert json.loads((tmp_path / "second" / "run.json").read_text())["resumed_from"] == str(first)
 
 
+def test_the_middle_of_an_epoch_needs_steps_of_the_same_size(small: Callable[..., DictConfig], tmp_path: Path) -> None:
+    middle = ["callbacks=[default,step_checkpoints]", "callbacks.step_checkpoints.filename=middle"]
+    middle += ["callbacks.step_checkpoints.every_n_train_steps=3", "trainer.max_epochs=1"]
+    first = small(EXPERIMENT, *middle, "callbacks.progress_bar=null", name="first")
+    train(first)
+    checkpoint = tmp_path / "first" / "checkpoints" / "middle.ckpt"
+    again = [EXPERIMENT, f"ckpt_path='{checkpoint}'", f"data.batch_size={2 * first.data.batch_size}"]
+    with pytest.raises(SystemExit, match=f"middle of an epoch, with {first.data.batch_size} examples per step"):
+        train(small(*again, "resume=everything", name="second"))
+    assert not (tmp_path / "second" / "checkpoints").exists()
+    train(small(*again, "resume=weights", "trainer.max_epochs=1", name="third"))
+
+
 def test_finished_runs_and_other_settings(
     small: Callable[..., DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

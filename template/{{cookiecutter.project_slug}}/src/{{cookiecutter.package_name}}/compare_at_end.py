@@ -11,6 +11,9 @@ from rich.console import Console
 
 PAGE = "compare.html"
 
+#: Directory of the sweep that is under way in this process.
+_begun: list[Path] = []
+
 
 class CompareAtEnd(Callback):
     """Compare the runs of a sweep that has two precisions or more: a table here, and a page in the sweep's directory.
@@ -18,16 +21,31 @@ class CompareAtEnd(Callback):
     The runs are over by then, so nothing that goes wrong here may count against them.
     """
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember the sweep: Hydra does not call `on_multirun_end` where a job has failed."""
+        _begun.append(Path(config.hydra.sweep.dir))
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table and write the page."""
-        directory = Path(config.hydra.sweep.dir)
-        try:
-            if len(precisions_below(directory)) < 2:
-                return
-            comparison = compare_runs([directory])
-            Console().print(comparison_view(comparison))
-            (directory / PAGE).write_text(build_comparison_page(comparison), encoding="utf-8")
-        except (MpPluginError, OSError) as error:
-            print(f"The runs are not compared: {error}")
+        _begun.clear()
+        compare(Path(config.hydra.sweep.dir))
+
+
+def compare_unfinished_sweep() -> None:
+    """Compare the runs of a sweep in which a job has failed; to be called once the others are over."""
+    while _begun:
+        compare(_begun.pop())
+
+
+def compare(directory: Path) -> None:
+    """Compare the runs in a sweep's directory, if it is over precisions."""
+    try:
+        if len(precisions_below(directory)) < 2:
             return
-        print(f"Page: {directory / PAGE}")
+        comparison = compare_runs([directory])
+        Console().print(comparison_view(comparison))
+        (directory / PAGE).write_text(build_comparison_page(comparison), encoding="utf-8")
+    except (MpPluginError, OSError) as error:
+        print(f"The runs are not compared: {error}")
+        return
+    print(f"Page: {directory / PAGE}")

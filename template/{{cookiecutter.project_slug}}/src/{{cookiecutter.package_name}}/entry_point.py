@@ -10,8 +10,9 @@ from typing import Any
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 
+from {{cookiecutter.package_name}}.compare_at_end import compare_unfinished_sweep
 from {{cookiecutter.package_name}}.errors import refusing
-from {{cookiecutter.package_name}}.meeting_point import meeting_point
+from {{cookiecutter.package_name}}.meeting_point import dismiss_other_processes, meeting_point
 from {{cookiecutter.package_name}}.processes import Place, this_process
 from {{cookiecutter.package_name}}.run_directory import RUN_NAME, run_name
 
@@ -43,6 +44,10 @@ def entry_point(main: Callable[..., None]) -> Callable[[], None]:
                 if "submitit" in str(error.missing_cfg_file):
                     raise SystemExit('SLURM needs hydra-submitit-launcher: pip install -e ".[slurm]"') from error
                 raise
+            except Exception:
+                compare_unfinished_sweep()
+                raise
+        dismiss_other_processes(place)
 
     return run
 

@@ -65,7 +65,7 @@ def sentence(error: Exception) -> str:
         accepted = ", ".join(name for name in error.options if name != "as_trained")  # of eval.py and predict.py
         return f"{group}={option} is unknown; accepted: {accepted}."
     text = " ".join(str(_root(error)).split())
-    if "Could not override 'precision/scaling'" in text:
+    if re.search(r"Could not (override|append to config)[^']*'precision[./]scaling", text):
         return "precision/scaling is a choice of precision=fp16: bf16 and the other formats have no loss scaling."
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:  # Hydra would go on to suggest adding the misspelt setting

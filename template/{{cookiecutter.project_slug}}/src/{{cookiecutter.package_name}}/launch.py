@@ -141,7 +141,10 @@ def _config_of_the_first_process(cfg: DictConfig) -> DictConfig:
     place = this_process()
     if place.launcher is not None and place.rank > 0:
         # Pickled, as torch's own collectives do it: the same values, types and flags.
-        config: DictConfig = pickle.loads(bytes.fromhex(wait_for(place, attempt_key(place, "config"))))
+        word = wait_for(place, attempt_key(place, "config"))
+        if not word:
+            raise SystemExit(0)  # the first process has ended without a run: there is nothing to do
+        config: DictConfig = pickle.loads(bytes.fromhex(word))
         return config
     OmegaConf.resolve(cfg)
     return cfg

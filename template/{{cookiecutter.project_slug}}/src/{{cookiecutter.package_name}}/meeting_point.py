@@ -58,3 +58,12 @@ def attempt_key(place: Place, what: str) -> str:
 def job_key(place: Place, what: str) -> str:
     """The name of what all attempts of a job share."""
     return f"{{cookiecutter.package_name}}/{place.job}/{what}"
+
+
+def dismiss_other_processes(place: Place) -> None:
+    """Let processes of torchrun or srun that still wait for a config end: the first one is done, and had none for them.
+
+    So it is when a finished run is to be resumed, or with `--cfg job`.
+    """
+    if place.launcher is not None and place.rank == 0 and place.world_size > 1:
+        meeting_point(place).set(attempt_key(place, "config"), "")

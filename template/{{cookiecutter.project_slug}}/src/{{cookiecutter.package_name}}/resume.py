@@ -16,7 +16,9 @@ from {{cookiecutter.package_name}}.checkpoint import (
     read_checkpoint,
 )
 from {{cookiecutter.package_name}}.data.kept import check_kept
+from {{cookiecutter.package_name}}.data.resumable_loader import check_place
 from {{cookiecutter.package_name}}.locks import is_in_use
+from {{cookiecutter.package_name}}.processes import is_first_process
 from {{cookiecutter.package_name}}.run import Run
 from {{cookiecutter.package_name}}.run_card import RunCard, read_card
 
@@ -58,6 +60,9 @@ def resume(cfg: DictConfig, run: Run, card: RunCard) -> str | None:
     if cfg.resume == "weights":
         run.model.load_state_dict(checkpoint["state_dict"])
         return None
+    # Before training, for a sentence in place of a traceback; the loader checks it again.
+    for state in checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", ()):
+        check_place(state, run.datamodule.batch_size * run.trainer.num_devices * run.trainer.num_nodes)
     if cfg.resume != "latest":  # a run killed in its final test has nothing left but that
         check_epochs_left(run.trainer.max_epochs, checkpoint, str(path))
     return path
@@ -88,11 +93,13 @@ def _go_on(logger: Logger, step: int) -> None:
 def finished_already(cfg: DictConfig) -> dict[str, float] | None:
     """The metrics of the run in the config's directory, if `resume=latest` and it is done; None otherwise.
 
+    The first process decides for all: the others start when it goes on, and the card that they would find is its own.
+
     Raises:
         ValueError: if the directory holds a run with other settings.
     """
     directory = Path(cfg.paths.run_dir)
-    card = read_card(directory) if cfg.get("resume") == "latest" else None
+    card = read_card(directory) if cfg.get("resume") == "latest" and is_first_process() else None
     if card is None:
         return None
     other = differences(settings_of(card["config"]), settings_of(cfg))

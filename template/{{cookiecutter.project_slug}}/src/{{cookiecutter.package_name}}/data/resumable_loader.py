@@ -1,6 +1,6 @@
 """Training batches that go on in the middle of an epoch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -46,15 +46,28 @@ class ResumableLoader(DataLoader[Any]):
         Raises:
             ValueError: if that batch began elsewhere in the epoch than a batch of this loader does.
         """
-        if state["batch"] and state["examples_per_step"] != self._examples_per_step:
-            raise ValueError(
-                f"The checkpoint was written in the middle of an epoch, with {state['examples_per_step']} examples per "
-                f"step over all ranks, and this run takes {self._examples_per_step}: resume with as many, or from a "
-                "checkpoint at the end of an epoch."
-            )
+        check_place(state, self._examples_per_step)
         self.order.set_epoch(state["epoch"])
         self.order.start = state["batch"] * int(self.batch_size or 1)
 
     @property
     def _examples_per_step(self) -> int:
         return int(self.batch_size or 1) * self.order.num_replicas
+
+
+def check_place(state: Mapping[str, int], examples_per_step: int) -> None:
+    """Check that a run can go on at the place in an epoch that a loader's state names.
+
+    Args:
+        state: of a `ResumableLoader`.
+        examples_per_step: what all ranks together take in a step.
+
+    Raises:
+        ValueError: if that place is no beginning of a batch here.
+    """
+    if state["batch"] and state["examples_per_step"] != examples_per_step:
+        raise ValueError(
+            f"The checkpoint was written in the middle of an epoch, with {state['examples_per_step']} examples per "
+            f"step over all ranks, and this run takes {examples_per_step}: resume with as many, or from a "
+            "checkpoint at the end of an epoch."
+        )
