@@ -39,7 +39,7 @@ def write_parquet(path: Path, labels: list[Any], image: bytes | None = None) -> 
     images = [{"bytes": png(i), "path": None} for i in range(len(labels))]
     if image is not None:
         images[-1]["bytes"] = image
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"picture": images, "kind": labels}), path)
 
 
@@ -98,6 +98,15 @@ def test_parquet(tmp_path: Path) -> None:
     refused(r"1 of 4 images cannot be read: row 3 of test \(not an image\)")
     test.write_bytes(b"no parquet")
     refused(r"test\.parquet cannot be read as parquet")
+
+
+def test_folders_of_parquet_tell_the_split(tmp_path: Path) -> None:
+    data = tmp_path / "test" / "data"  # folders above the data tell nothing
+    for split, labels in {"train": [0, 1] * 10, "validation": [0, 1] * 2, "test": [1, 0] * 3}.items():
+        write_parquet(data / "default" / split / "0000.parquet", labels)
+    columns = {"image_column": "picture", "label_column": "kind"}
+    module = HFImagesDataModule(str(data), **columns)  # type: ignore[arg-type]
+    assert sizes(module) == {"train": 20, "val": 4, "test": 6}
 
 
 def test_labels_out_of_range(tmp_path: Path) -> None:

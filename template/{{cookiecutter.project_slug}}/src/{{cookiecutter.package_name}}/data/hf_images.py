@@ -191,7 +191,7 @@ def load_local(place: Path) -> dict[str, Any]:
         return {"train": datasets.load_from_disk(str(place))}
     files = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
     if files:
-        return load_parquet(files)
+        return load_parquet(files, place)
     splits = find_splits(place)
     names = sorted(splits["train"])
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
@@ -205,8 +205,12 @@ def load_local(place: Path) -> dict[str, Any]:
     return tables
 
 
-def load_parquet(files: list[Path]) -> dict[str, Any]:
-    """Tables by split; a file whose name begins with that of no split is for training.
+def load_parquet(files: list[Path], place: Path) -> dict[str, Any]:
+    """Tables by split, as told by a file's name or by a folder that it lies in; other files are for training.
+
+    Args:
+        files: to read.
+        place: where they lie; folders above it tell nothing.
 
     Raises:
         ValueError: names the file that cannot be read.
@@ -215,12 +219,14 @@ def load_parquet(files: list[Path]) -> dict[str, Any]:
     pa, pq = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")  # datasets brings it
     parts: dict[str, list[Any]] = {}
     for file in files:
-        prefix = re.split(r"[^a-z]", file.stem.lower())[0]
+        folders = file.relative_to(place).parts[:-1]  # such as test in test/0000.parquet, as the hub has them
+        words = [*re.split(r"[^a-z]+", file.stem.lower()), *(folder.lower() for folder in reversed(folders))]
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
         try:
             table = pq.read_table(file, memory_map=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file} cannot be read as parquet: {error}") from error
-        parts.setdefault(SPLIT_NAMES.get(prefix, "train"), []).append(table)
+        parts.setdefault(split, []).append(table)
     return {split: datasets.Dataset(pa.concat_tables(tables)) for split, tables in parts.items()}
 
 
