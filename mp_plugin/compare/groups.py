@@ -15,6 +15,8 @@ UNKNOWN = "unknown precision"
 LISTED_DIFFERENCES = 3
 SET_BY_PRECISION = ("precision", "trainer.precision", "trainer.plugins", "seed")
 """Settings, with all below them, that are not named as differences: each precision sets the first three."""
+SAME_ARITHMETIC = ("telemetry", "device", "exact")
+"""Settings of a precision that change nothing in what is computed: where the run is watched, and where it runs."""
 COMPARED_SURROUNDINGS = ("device", "cpu", "ranks", "torch", "lightning", "mp_plugin")
 
 
@@ -60,7 +62,7 @@ def is_full_precision(group: Group) -> bool:
     """Whether a group ran in FP32."""
     run = group.runs[0]
     name = run.precision.get("precision") if isinstance(run.precision, dict) else run.precision
-    return run.choice in FULL_PRECISION or name in FULL_PRECISION
+    return (run.choice if name is None else name) in FULL_PRECISION
 
 
 def refuse_other_tasks(runs: Sequence[ComparedRun]) -> None:
@@ -114,7 +116,14 @@ def _facts(run: ComparedRun) -> Iterator[tuple[str, str]]:
 
 
 def _setting(run: ComparedRun) -> str:
-    return json.dumps(run.precision, sort_keys=True, default=repr)
+    return json.dumps(_arithmetic(run.precision), sort_keys=True, default=repr)
+
+
+def _arithmetic(precision: Any) -> Any:
+    """Return the settings of a precision without those that do not change the arithmetic."""
+    if not isinstance(precision, Mapping):
+        return precision
+    return {name: value for name, value in precision.items() if name not in SAME_ARITHMETIC}
 
 
 def _labels(groups: Sequence[Group]) -> list[str]:
@@ -131,8 +140,8 @@ def _labels(groups: Sequence[Group]) -> list[str]:
 
 def _apart(group: Group, same: Sequence[Group]) -> Iterator[str]:
     """Yield what tells a group from others of the same choice: choices, or settings where these are the same."""
-    choices = [dict(each.runs[0].subchoices) for each in same]
-    settings = [dict(_flat(each.runs[0].precision)) for each in same]
+    choices = [_arithmetic(each.runs[0].subchoices) for each in same]
+    settings = [dict(_flat(_arithmetic(each.runs[0].precision))) for each in same]
     place = next(place for place, each in enumerate(same) if each is group)
     for facts in (choices, settings):
         keys = [key for key in dict.fromkeys(key for each in facts for key in each) if _varies(key, facts)]

@@ -62,7 +62,7 @@ def judged(
     elif difference is None:
         kind, words = Kind.broken, f"no verdict, as {_broken(group, reference, metric)}"
     else:
-        kind = kind_of(difference, p, metric)
+        kind = kind_of(difference, p, metric, margin)
         words = metric_words(kind, difference, p, metric, margin, reference.label)
     parts = [words, *cost_words(cost)]
     stands = None
@@ -75,11 +75,14 @@ def judged(
 
 
 def _stands(group: Group, difference: Difference | None, metric: Metric, line_at: float) -> Line:
-    """A group holds no line with a run that ended in NaN, nor with runs that crashed: the others prove nothing."""
+    """A group holds no line with a run that ended in NaN, nor with runs that crashed or lack the metric.
+
+    The others prove nothing.
+    """
     if difference is None:
         return Line.worse if group.finished else Line.not_shown
     found = line(difference, line_at, higher_is_better=bool(metric.higher_is_better))
-    is_whole = len(group.finished) == len(group.runs)
+    is_whole = len(_values(group, metric)) == len(group.runs)
     return found if found is Line.worse or is_whole else Line.not_shown
 
 

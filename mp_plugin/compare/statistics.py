@@ -120,13 +120,13 @@ def equivalence_p(difference: Difference, margin: float) -> float | None:
     Small is equivalent: it is the larger of the two p values of "lower than -margin" and "higher than margin".
 
     Returns:
-        None where there is no test.
+        None where there is no test, and where there is no spread: then every p value would be 0, however few the runs.
 
     Example:
         >>> round(equivalence_p(paired([0.1, 0.2, 0.3]), 0.5), 4)
         0.0175
     """
-    if difference.standard_error is None:
+    if not difference.standard_error:
         return None
     return max(_above(difference, -margin), _above(_mirrored(difference), -margin))
 
@@ -161,8 +161,6 @@ def _mirrored(difference: Difference) -> Difference:
 def _above(difference: Difference, bound: float) -> float:
     """Return the p value against: the true difference is no higher than the bound."""
     distance = difference.mean - bound
-    if difference.standard_error == 0:
-        return 0.0 if distance > 0 else 1.0
     assert difference.standard_error is not None
     return float(_special().stdtr(difference.degrees, -distance / difference.standard_error))
 

@@ -57,11 +57,14 @@ class Verdict:
         return SEVERITIES[self.kind]
 
 
-def kind_of(difference: Difference, p: float | None, metric: Metric) -> Kind:
-    """Say what is shown: equivalent if both one-sided tests say so, else different if the interval is off zero."""
-    if p is None or difference.low is None or difference.high is None:
+def kind_of(difference: Difference, p: float | None, metric: Metric, margin: float) -> Kind:
+    """Say what is shown: equivalent if both one-sided tests say so, else different if the interval is off zero.
+
+    Differences without a spread have no p value; they are equivalent within the margin.
+    """
+    if difference.low is None or difference.high is None:
         return Kind.untested
-    if p < SIGNIFICANCE:
+    if abs(difference.mean) < margin if p is None else p < SIGNIFICANCE:
         return Kind.equivalent
     if difference.low <= 0 <= difference.high:
         return Kind.unclear
@@ -75,7 +78,8 @@ def metric_words(
     within = f"within {amount(margin, metric)}"
     size = amount(abs(difference.mean), metric)
     if kind is Kind.equivalent:
-        return f"equivalent to {reference} {within} ({p_words(p)})"
+        why = ": no spread" if p is None else ""
+        return f"equivalent to {reference} {within} ({p_words(p)}{why})"
     if kind is Kind.untested:
         runs = "one pair of seeds" if difference.count == 1 else "too few runs"
         return f"{size} {_direction(difference.mean, metric)} than {reference} in {runs}; a test needs 2 seeds or more"
@@ -203,7 +207,7 @@ def p_words(p: float | None) -> str:
         ('p = 0.012', 'p < 0.001', 'p = 0.43')
     """
     if p is None:
-        return "no test"
+        return "no p value"
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 

@@ -129,6 +129,50 @@ def test_settings_of_one_choice_are_told_apart(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "choices"),
+    [
+        (
+            {"telemetry": {"every_n_steps": 10, "directory": "elsewhere"}},
+            {"precision/telemetry@precision.telemetry": "full"},
+        ),
+        ({"device": "cpu"}, {}),
+        ({"exact": True}, {}),
+    ],
+)
+def test_settings_that_do_not_change_the_arithmetic_make_no_group(tmp_path, settings, choices):
+    write_run(tmp_path / "0", "fp32", 0)
+    write_run(tmp_path / "1", "fp32", 1, settings=settings, choices=choices)
+    auto = {"fallback": {"auto": True}}
+    write_run(tmp_path / "2", "bf16", 0, settings=auto)
+    write_run(tmp_path / "3", "bf16", 1, settings={**settings, "fallback": {"auto": False}}, choices=choices)
+    assert precisions_below(tmp_path) == ["fp32", "bf16 fallback.auto=true", "bf16 fallback.auto=false"]
+
+
+def test_the_reference_is_what_ran_in_fp32_whatever_its_choice_is_called(tmp_path):
+    write_run(tmp_path / "0", "fp32", settings={"precision": "bf16-mixed"})
+    write_run(tmp_path / "1", "fp32")
+    assert precisions_below(tmp_path)[0] == "fp32 precision=32-true"
+
+
+def test_results_without_a_spread_claim_no_p_value(tmp_path):
+    write_sweep(tmp_path / "sweep", {"fp32": (0.75, 0.875), "bf16": (0.75, 0.875), "fp16": (0.5, 0.625)})
+    _, same, worse = compare_runs([tmp_path]).groups
+    assert (same.p, same.verdict.kind) == (None, Kind.equivalent)
+    assert "equivalent to fp32 within 0.5 points (no p value: no spread)" in same.verdict.sentence
+    assert (worse.p, worse.verdict.kind) == (None, Kind.worse)
+
+
+def test_a_finished_run_without_the_metric_holds_no_line(tmp_path):
+    for precision in ("fp32", "bf16"):
+        for seed in range(4):
+            extra = {} if (precision, seed) == ("bf16", 3) else {"test/f1": 0.5 + 0.01 * seed}
+            write_run(tmp_path / f"{precision}{seed}", precision, seed, metrics=extra)
+    comparison = compare_runs([tmp_path], metric="test/f1", fail_if_worse=0.01)
+    assert comparison.groups[1].line is Line.not_shown
+    assert comparison.exit_status == 4
+
+
 def test_without_fp32_the_first_group_is_the_reference_and_that_is_said(tmp_path):
     write_sweep(tmp_path / "sweep", {"fp16": FP32, "bf16": EQUIVALENT})
     comparison = compare_runs([tmp_path])
