@@ -91,7 +91,8 @@ def _difference(group: Group, reference: Group, metric: Metric) -> Difference | 
     if not ours or not theirs or not all(map(math.isfinite, (*ours, *theirs))):
         return None
     pairs = paired_values(group, reference, metric)
-    if len(pairs) >= 2 or len(pairs) == len(ours) == len(theirs):
+    # With one run on a side there is no unpaired test either, and a pair tells more than two means.
+    if len(pairs) >= 2 or (pairs and min(len(ours), len(theirs)) == 1):
         return paired([one - other for _, one, other in pairs])
     return unpaired(ours, theirs)
 

@@ -149,6 +149,14 @@ def test_settings_that_do_not_change_the_arithmetic_make_no_group(tmp_path, sett
     assert precisions_below(tmp_path) == ["fp32", "bf16 fallback.auto=true", "bf16 fallback.auto=false"]
 
 
+def test_the_only_pair_of_seeds_is_told_where_there_is_no_test(tmp_path):
+    write_run(tmp_path / "0", "fp32", 0, 0.75)
+    write_run(tmp_path / "1", "fp32", 1, 0.25)
+    write_run(tmp_path / "2", "bf16", 0, 0.625)
+    difference = compare_runs([tmp_path]).groups[1].results[0].difference
+    assert (difference.mean, difference.method, difference.count) == (-0.125, Method.point, 1)
+
+
 def test_the_reference_is_what_ran_in_fp32_whatever_its_choice_is_called(tmp_path):
     write_run(tmp_path / "0", "fp32", settings={"precision": "bf16-mixed"})
     write_run(tmp_path / "1", "fp32")
