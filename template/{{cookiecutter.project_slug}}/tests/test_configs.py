@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from {{cookiecutter.package_name}}.instantiate import instantiate_each, instantiate_trusted
-from {{cookiecutter.package_name}}.run import fill_from_data
+from {{cookiecutter.package_name}}.run import fill_from_data, require_filled
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("data", "model", "trainer", "callbacks", "logger", "experiment", "debug")
@@ -93,3 +93,12 @@ def test_run_directory_is_the_only_place_written_to(config: Callable[..., DictCo
     assert cfg.callbacks.model_checkpoint.dirpath == str(tmp_path / "run" / "checkpoints")
     loggers = OmegaConf.to_container(cfg.logger, resolve=True)
     assert all(str(tmp_path / "run") in str(logger) for logger in loggers.values())
+
+
+def test_model_that_does_not_suit_the_data_is_named(config: Callable[..., DictConfig]) -> None:
+    model = "{{ 'gpt' if cookiecutter.task == 'nlp' else 'mlp' }}"
+    cfg = config("train", "logger=csv", f"model={model}")
+    with pytest.raises(ValueError, match=r"needs model\.\w+.*, which \w+DataModule does not tell: choose a model"):
+        require_filled(cfg)
+    fill_from_data(cfg.model, FACTS)
+    require_filled(cfg)

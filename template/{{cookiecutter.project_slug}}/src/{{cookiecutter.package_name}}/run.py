@@ -1,5 +1,6 @@
 """The parts of a run, made from its config, and what it leaves on disk."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ def prepare(cfg: DictConfig, card: RunCard, checkpoint: dict[str, Any] | None = 
         prepare_data(datamodule)
         datamodule.setup()
         fill_from_data(cfg.model, datamodule.facts())
+        if checkpoint is None:
+            require_filled(cfg)
         card.update(data=data_facts(datamodule, str(card.facts["choices"].get("data", type(datamodule).__name__))))
     model = instantiate_trusted(cfg.model) if checkpoint is None else trained_model(cfg.model, checkpoint)
     if checkpoint is not None and with_data:
@@ -120,6 +123,28 @@ def fill_from_data(settings: DictConfig, facts: Mapping[str, Any]) -> None:
             settings[name] = value
         elif settings[name] != value:
             raise ValueError(f"model.{name}={settings[name]}, but the data have {value}: leave it null.")
+
+
+def require_filled(cfg: DictConfig) -> None:
+    """Check that the data have filled in what the model must know of them.
+
+    Args:
+        cfg: the run's config, after `fill_from_data`.
+
+    Raises:
+        ValueError: if a number that the model needs is still null.
+    """
+    parameters = inspect.signature(hydra.utils.get_class(cfg.model["_target_"])).parameters
+    missing = [
+        f"model.{name}"
+        for name, value in cfg.model.items()
+        if value is None and name in parameters and parameters[str(name)].annotation is int
+    ]
+    if missing:
+        model, data = (cfg[part]["_target_"].rpartition(".")[2] for part in ("model", "data"))
+        raise ValueError(
+            f"{model} needs {', '.join(missing)}, which {data} does not tell: choose a model that suits the data."
+        )
 
 
 def keep_telemetry_in_run(cfg: DictConfig) -> None:
