@@ -17,13 +17,15 @@ from omegaconf import OmegaConf
 optuna = pytest.importorskip("optuna")
 pytest.importorskip("plotly")
 
-from optuna.trial import TrialState  # noqa: E402
+from optuna.trial import TrialState, create_trial  # noqa: E402
+from rich.console import Console  # noqa: E402
 
 from {{cookiecutter.package_name}}.sweep import ledger, worker  # noqa: E402
 from {{cookiecutter.package_name}}.sweep.best import experiment_of  # noqa: E402
 from {{cookiecutter.package_name}}.sweep.check import check_composes  # noqa: E402
 from {{cookiecutter.package_name}}.sweep.command import as_override, settings_of  # noqa: E402
 from {{cookiecutter.package_name}}.sweep.page import make_page  # noqa: E402
+from {{cookiecutter.package_name}}.sweep.results import as_table  # noqa: E402
 from {{cookiecutter.package_name}}.sweep.space import read_space  # noqa: E402
 from {{cookiecutter.package_name}}.sweep.study import (  # noqa: E402
     PRUNERS,
@@ -300,3 +302,13 @@ def test_small_study(run_script: Callable[..., Any], tmp_path: Path) -> None:
     assert len(list((folder / "trials").iterdir())) == 2
     other = refusal(run_script, "metric=val/acc", *command)
     assert "metric=val/loss, and now metric=val/acc" in other
+
+
+def test_table_keeps_numbers_whole_in_80_columns() -> None:
+    settings = {"model.lr": 0.003534, "model.dropout": 0.03798, "model.width": 256, "precision": "fp32"}
+    row = {"trial": 0, "state": "COMPLETE", "value": 0.6585, **settings, "seconds": 21.93}
+    console = Console(width=80)
+    with console.capture() as printed:
+        console.print(as_table([create_trial(value=0.6585)], [row], "val/loss", "minimize"))
+    values = ["0", "COMPLETE", "0.6585", "0.003534", "0.03798", "256", "fp32", "21.93"]
+    assert values in [line.split() for line in printed.get().splitlines()]

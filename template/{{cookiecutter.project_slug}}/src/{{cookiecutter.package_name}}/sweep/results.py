@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -78,10 +79,12 @@ def as_table(trials: Sequence[FrozenTrial], rows: Sequence[Mapping[str, Any]], m
     best = ranked[:SHOWN_TRIALS]
     used = (name for _, cells in best for name, value in cells.items() if value not in (None, "") and name not in LONG)
     names = list(dict.fromkeys(used))
-    table = Table(title=f"Trials{left_out}")
+    # Few lines, and long names broken at their dots, so that numbers stay whole in a narrow terminal.
+    table = Table(title=f"Trials{left_out}", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in names:
         narrow = name in ("trial", "state", "value", "seconds")
-        table.add_column(metric if name == "value" else name, overflow="fold", no_wrap=narrow)
+        header = metric if name == "value" else name.replace(".", ".\n")
+        table.add_column(header, overflow="fold", no_wrap=narrow)
     for _, cells in best:
         table.add_row(*[_cell(cells.get(name)) for name in names])
     return table
