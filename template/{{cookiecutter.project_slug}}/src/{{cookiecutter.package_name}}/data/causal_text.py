@@ -115,9 +115,9 @@ class CausalTextDataModule(DataModule):
         return {"tokenizer": self.tokenizer.kept(), "block_size": self.block_size}
 
     def fingerprint(self) -> str:
-        """A hash of the text, in its order, before it is split."""
+        """A hash of the texts of each split."""
         self.setup()
-        return hash_texts(sorted(section.text for split in SPLITS for section in self.splits[split]))
+        return hash_texts(sorted(f"{split}\0{section.text}" for split in SPLITS for section in self.splits[split]))
 
     def files_dataset(self, paths: Sequence[Path], kept: Mapping[str, Any]) -> Dataset[Any]:
         """The lines of text files that are not blank, or whole files; a long one in parts, each named by its tokens.

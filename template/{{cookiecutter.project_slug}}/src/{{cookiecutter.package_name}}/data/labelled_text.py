@@ -116,12 +116,12 @@ class LabelledTextDataModule(DataModule):
         }
 
     def fingerprint(self) -> str:
-        """A hash of the texts and their classes, whatever split they are in."""
+        """A hash of the texts of each split and of their classes."""
         self.setup()
         names = self.examples.class_names
         return hash_texts(
             sorted(
-                f"{names[label]}\0{text}"
+                f"{split}\0{names[label]}\0{text}"
                 for split in SPLITS
                 for text, label in zip(self.examples.texts[split], self.examples.labels[split], strict=True)
             )

@@ -1,7 +1,6 @@
 """A folder or a file of text, for a language model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from {{cookiecutter.package_name}}.data.causal_text import CausalTextDataModule
@@ -9,7 +8,6 @@ from {{cookiecutter.package_name}}.data.sections import Section, document_of, sp
 from {{cookiecutter.package_name}}.data.text_reading import (
     TEXT_PATTERNS,
     find_files,
-    hash_files,
     read_text,
 )
 
@@ -44,8 +42,3 @@ class TextFilesDataModule(CausalTextDataModule):
             return split_documents(documents, self.split_seed)
         except ValueError as error:
             raise ValueError(f"data.path={self.path} holds too little text: {error}") from error
-
-    def fingerprint(self) -> str:
-        """A hash of the files' names and contents."""
-        files = find_files(self.path, self.patterns)
-        return hash_files(files, Path(str(self.path)).expanduser())

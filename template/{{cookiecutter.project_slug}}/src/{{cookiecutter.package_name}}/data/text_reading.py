@@ -54,22 +54,6 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def hash_files(files: Sequence[Path], root: Path) -> str:
-    """One hash of the names below a folder and the contents of files.
-
-    Args:
-        files: in order.
-        root: what their names are relative to; a file alone has no name of its own.
-    """
-    digest = hashlib.sha256()
-    for file in files:
-        name = file.relative_to(root).as_posix() if file != root else ""
-        content = file.read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return f"sha256:{digest.hexdigest()}"
-
-
 def hash_texts(texts: Sequence[str]) -> str:
     """One hash of texts in their order."""
     digest = hashlib.sha256()
