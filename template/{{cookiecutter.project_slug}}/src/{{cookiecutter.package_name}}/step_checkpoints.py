@@ -22,4 +22,5 @@ class StepCheckpoints(ModelCheckpoint):
 
 def before_validation(trainer: Trainer, batch_idx: int) -> bool:
     """Whether a training batch is the last one of its epoch, or validation comes next."""
-    return trainer.is_last_batch or (batch_idx + 1) % trainer.val_check_batch == 0
+    every = trainer.val_check_batch
+    return trainer.is_last_batch or (every is not None and (batch_idx + 1) % every == 0)
