@@ -74,6 +74,12 @@ def test_other_settings_given_twice_are_refused(run_script: Callable[..., Any]) 
     assert sentence == "seed is given twice, as seed=1 and as seed=2: give it once."
 
 
+def test_sweep_that_is_to_go_on_is_named(run_script: Callable[..., Any], tmp_path: Path) -> None:
+    sentence = refusal(run_script, "train.py", "hydra.mode=MULTIRUN", "resume=latest", "seed=0,1")
+    assert sentence == "resume=latest needs the directory of the sweep that is to go on: hydra.sweep.dir=..."
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_precisions_are_refused() -> None:
     with pytest.raises(ValueError, match="names several precisions for one run"):
         refuse_repeated(["seed=1", "precision=[bf16,fp16]"])

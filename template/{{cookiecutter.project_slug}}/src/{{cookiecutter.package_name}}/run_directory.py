@@ -72,7 +72,8 @@ class RefuseExistingRun(Callback):
         """Create the directory that the runs of a sweep share.
 
         Raises:
-            SystemExit: if the directory exists, or if SLURM is to run the sweep and is not here.
+            SystemExit: if the directory exists, or if SLURM is to run the sweep and is not here, or if a sweep is to go
+                on and the command line does not say which.
         """
         if "SlurmLauncher" in str(config.hydra.launcher.get("_target_")) and shutil.which("srun") is None:
             raise SystemExit(
@@ -81,16 +82,22 @@ class RefuseExistingRun(Callback):
             )
         sweep_dir = Path(config.hydra.sweep.dir)
         if config.get("resume") == "latest":
+            if not _is_given(config, "hydra.sweep.dir"):
+                raise SystemExit("resume=latest needs the directory of the sweep that is to go on: hydra.sweep.dir=...")
             return
         _claim(sweep_dir, f"hydra.sweep.dir={sweep_dir}")
 
 
 def _find_latest(config: DictConfig) -> None:
     """Have `resume=latest` go on in the directory of the newest unfinished run, unless the command line names one."""
-    given = any(str(override).startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra)
-    found = None if given else newest_unfinished(config, Path(config.hydra.run.dir).parent)
+    found = None if _is_given(config, "hydra.run.dir") else newest_unfinished(config, Path(config.hydra.run.dir).parent)
     if found is not None:
         config.hydra.run.dir = str(found)
+
+
+def _is_given(config: DictConfig, name: str) -> bool:
+    """Whether the command line sets one of Hydra's own settings."""
+    return any(str(override).startswith(f"{name}=") for override in config.hydra.overrides.hydra)
 
 
 def _claim(directory: Path, setting: str) -> None:
