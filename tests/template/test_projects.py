@@ -100,7 +100,7 @@ def test_every_command_of_the_readme_composes(task, bake):
     project = bake(task=task)
     composed = run(sys.executable, "-c", COMPOSE_README_COMMANDS, cwd=project, PYTHONPATH=str(project / "src"))
     lines = composed.splitlines()
-    assert {line.split()[0] for line in lines} == {"train", "eval", "predict"}
+    assert {line.split()[0] for line in lines} == {"train", "eval", "predict", "sweep"}
     assert {f"train precision={precision}" for precision in PRECISIONS} <= set(lines)
 
 

@@ -27,7 +27,7 @@ def test_eval_and_predict_agree_with_training(
     assert tested == {name: value for name, value in trained.items() if name.startswith("test/")}
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["metrics"] == tested
     # Or they are named, and the model's sizes still are those of the checkpoint.
-    named = small(experiment, whole, checkpoint, "precision=bf16", script="eval", name="named")
+    named = small(experiment, whole, checkpoint, "precision={{cookiecutter.default_precision}}", script="eval", name="named")
     assert evaluate(named) == tested
 
     file = predict(config("predict", checkpoint, *QUIET, name="predict"))
