@@ -27,7 +27,7 @@ class Method(str, Enum):
     welch = "unpaired"
     """Welch's t."""
     point = "no test"
-    """Too few runs for a test: only the difference itself is known."""
+    """Too few runs for a test, or runs without a spread: only the difference itself is known."""
 
 
 class Line(str, Enum):
@@ -68,7 +68,9 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def paired(differences: Sequence[float]) -> Difference:
-    """Return the mean of the pairs' differences with its interval by Student's t; without one if there is one pair.
+    """Return the mean of the pairs' differences with its interval by Student's t.
+
+    Without one if there is one pair, or if the differences are all the same: a spread of 0 would make them certain.
 
     Example:
         >>> found = paired([0.1, 0.2, 0.3])
@@ -76,17 +78,17 @@ def paired(differences: Sequence[float]) -> Difference:
         (0.2, -0.048, 0.448)
     """
     mean = statistics.fmean(differences)
-    deviation = spread(differences)
-    if deviation is None:
-        return Difference(mean=mean, method=Method.point, count=1)
-    count = len(differences)
+    count, deviation = len(differences), spread(differences)
+    if not deviation:
+        return Difference(mean=mean, method=Method.point, count=count)
     return _with_interval(mean, deviation / math.sqrt(count), count - 1, Method.paired, count)
 
 
 def unpaired(candidate: Sequence[float], reference: Sequence[float]) -> Difference:
-    """Return the difference of the means with its interval by Welch's t; without one if a group has one value.
+    """Return the difference of the means with its interval by Welch's t.
 
-    The degrees of freedom are Welch's and Satterthwaite's.
+    Without one if a group has one value, or if neither has a spread. The degrees of freedom are Welch's and
+    Satterthwaite's.
     """
     mean = statistics.fmean(candidate) - statistics.fmean(reference)
     count = len(candidate) + len(reference)
@@ -95,7 +97,7 @@ def unpaired(candidate: Sequence[float], reference: Sequence[float]) -> Differen
     parts = [statistics.variance(each) / len(each) for each in (candidate, reference)]
     total = sum(parts)
     if total == 0:
-        return _with_interval(mean, 0.0, count - 2, Method.welch, count)
+        return Difference(mean=mean, method=Method.point, count=count)
     shares = [part / total for part in parts]  # not their squares, which may underflow
     degrees = 1 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (candidate, reference), strict=True))
     return _with_interval(mean, math.sqrt(total), degrees, Method.welch, count)
@@ -120,13 +122,13 @@ def equivalence_p(difference: Difference, margin: float) -> float | None:
     Small is equivalent: it is the larger of the two p values of "lower than -margin" and "higher than margin".
 
     Returns:
-        None where there is no test, and where there is no spread: then every p value would be 0, however few the runs.
+        None where there is no test.
 
     Example:
         >>> round(equivalence_p(paired([0.1, 0.2, 0.3]), 0.5), 4)
         0.0175
     """
-    if not difference.standard_error:
+    if difference.standard_error is None:
         return None
     return max(_above(difference, -margin), _above(_mirrored(difference), -margin))
 

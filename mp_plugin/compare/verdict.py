@@ -25,7 +25,7 @@ class Kind(str, Enum):
     unclear = "unclear"
     """Neither equivalent nor different."""
     untested = "untested"
-    """There are too few runs for a test."""
+    """There are too few runs for a test, or they have no spread."""
     broken = "broken"
     """A run ended with a metric that is NaN or infinite."""
     empty = "empty"
@@ -58,13 +58,10 @@ class Verdict:
 
 
 def kind_of(difference: Difference, p: float | None, metric: Metric, margin: float) -> Kind:
-    """Say what is shown: equivalent if both one-sided tests say so, else different if the interval is off zero.
-
-    Differences without a spread have no p value; they are equivalent within the margin.
-    """
-    if difference.low is None or difference.high is None:
+    """Say what is shown: equivalent if both one-sided tests say so, else different if the interval is off zero."""
+    if p is None or difference.low is None or difference.high is None:
         return Kind.untested
-    if abs(difference.mean) < margin if p is None else p < SIGNIFICANCE:
+    if p < SIGNIFICANCE:
         return Kind.equivalent
     if difference.low <= 0 <= difference.high:
         return Kind.unclear
@@ -78,11 +75,14 @@ def metric_words(
     within = f"within {amount(margin, metric)}"
     size = amount(abs(difference.mean), metric)
     if kind is Kind.equivalent:
-        why = ": no spread" if p is None else ""
-        return f"equivalent to {reference} {within} ({p_words(p)}{why})"
+        return f"equivalent to {reference} {within} ({p_words(p)})"
     if kind is Kind.untested:
-        runs = "one pair of seeds" if difference.count == 1 else "too few runs"
-        return f"{size} {_direction(difference.mean, metric)} than {reference} in {runs}; a test needs 2 seeds or more"
+        found = (
+            f"{size} {_direction(difference.mean, metric)} than {reference}" if difference.mean else f"as {reference}"
+        )
+        if difference.count == 1:
+            return f"{found} in one pair of seeds; a test needs 2 seeds or more"
+        return f"{found}, untested; a test needs 2 runs or more of each, and results that are not all the same"
     if kind is Kind.unclear:
         found = f"{amount(difference.mean, metric, signed=True)}, {interval(difference, metric)}"
         return f"not shown to be equivalent to {reference} {within} ({p_words(p)}): {found}"

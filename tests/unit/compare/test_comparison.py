@@ -163,12 +163,19 @@ def test_the_reference_is_what_ran_in_fp32_whatever_its_choice_is_called(tmp_pat
     assert precisions_below(tmp_path)[0] == "fp32 precision=32-true"
 
 
-def test_results_without_a_spread_claim_no_p_value(tmp_path):
+def test_results_without_a_spread_are_untested(tmp_path):
     write_sweep(tmp_path / "sweep", {"fp32": (0.75, 0.875), "bf16": (0.75, 0.875), "fp16": (0.5, 0.625)})
     _, same, worse = compare_runs([tmp_path]).groups
-    assert (same.p, same.verdict.kind) == (None, Kind.equivalent)
-    assert "equivalent to fp32 within 0.5 points (no p value: no spread)" in same.verdict.sentence
-    assert (worse.p, worse.verdict.kind) == (None, Kind.worse)
+    assert (same.p, same.verdict.kind) == (None, Kind.untested)
+    assert "the same as fp32, untested; a test needs" in same.verdict.sentence
+    assert (worse.p, worse.verdict.kind) == (None, Kind.untested)
+    assert "25 points worse than fp32, untested; a test needs" in worse.verdict.sentence
+    # The line is drawn all the same, by the difference itself.
+    assert [group.line for group in compare_runs([tmp_path], fail_if_worse=0.1).groups] == [
+        None,
+        Line.holds,
+        Line.worse,
+    ]
 
 
 def test_a_finished_run_without_the_metric_holds_no_line(tmp_path):
