@@ -77,9 +77,8 @@ def metric_words(
     if kind is Kind.equivalent:
         return f"equivalent to {reference} {within} ({p_words(p)})"
     if kind is Kind.untested:
-        found = (
-            f"{size} {_direction(difference.mean, metric)} than {reference}" if difference.mean else f"as {reference}"
-        )
+        apart = f"{size} {_direction(difference.mean, metric)} than {reference}"
+        found = apart if difference.mean else f"the same as {reference}"
         if difference.count == 1:
             return f"{found} in one pair of seeds; a test needs 2 seeds or more"
         return f"{found}, untested; a test needs 2 runs or more of each, and results that are not all the same"
