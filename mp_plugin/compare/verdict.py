@@ -147,7 +147,7 @@ def line_words(line: Line, difference: Difference | None, margin: float, metric:
         else (f"{amount(margin, metric)} above {reference}")
     )
     untested = difference is not None and difference.low is None
-    by_number = " by the number alone; a test needs 2 seeds or more" if untested else ""
+    by_number = " by the number alone, without a test" if untested else ""
     if line is Line.holds:
         return f"holds the line of {bound}{by_number}"
     if line is Line.worse:

@@ -97,6 +97,21 @@ def test_the_line(differences, expected):
     assert line(paired([-each for each in differences]), 0.01, higher_is_better=False) is expected
 
 
+def test_what_lies_on_the_line_but_for_rounding_holds_it():
+    one, other = (float(np.float32(value)) for value in (0.502, 0.507))  # in float32, as metrics are
+    for difference in (0.745 - 0.75, one - other):
+        assert difference < -0.005
+        assert line(paired([difference]), 0.005, higher_is_better=True) is Line.holds
+        assert line(paired([difference]), 0.00499, higher_is_better=True) is Line.worse
+
+
+def test_a_spread_of_rounding_is_none():
+    pairs = [(269, 270), (260, 261), (199, 200)]  # each one right answer of 270 apart
+    found = [float(np.float32(one / 270)) - float(np.float32(other / 270)) for one, other in pairs]
+    assert len(set(found)) > 1
+    assert paired(found).method is Method.point
+
+
 def test_a_single_pair_has_no_test():
     found = paired([0.2])
     assert (found.mean, found.method, found.low, found.standard_error) == (0.2, Method.point, None, None)
