@@ -27,7 +27,9 @@ def test_short_training(small: Callable[..., DictConfig], tmp_path: Path, experi
     assert report["precision_summary"]["steps"] == 8
     assert report["baselines"]
     assert Path(report["checkpoint"]) == run / "checkpoints" / "best.ckpt"
-    assert "max_epochs: 2" in (run / "config_tree.log").read_text()
+    tree = (run / "config_tree.log").read_text()
+    assert "max_epochs: 2" in tree
+    assert tree.count("_target_: mp_plugin.AdaptivePrecision") == 1
     assert "max_epochs: 2" in (run / "csv" / "hparams.yaml").read_text()
     assert "train/loss" in (run / "csv" / "metrics.csv").read_text()
 

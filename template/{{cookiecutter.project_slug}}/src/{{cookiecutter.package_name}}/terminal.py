@@ -46,6 +46,8 @@ def show_config(cfg: DictConfig, title: str, run_dir: Path) -> None:
         if not isinstance(node, DictConfig):
             tree.add(f"[bold]{name}[/bold]: {node}")
             continue
+        if name == "trainer" and node.get("plugins") == [cfg.get("precision")]:
+            node = OmegaConf.merge(node, {"plugins": ["\\${precision}"]})  # which has a branch of its own
         text = OmegaConf.to_yaml(node, resolve=True).rstrip()
         if name != "paths":
             text = text.replace(cfg.paths.run_dir, "${paths.run_dir}")
