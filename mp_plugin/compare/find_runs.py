@@ -1,12 +1,11 @@
 """Where below some paths runs have left their files."""
 
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mp_plugin.errors import TelemetryError
-from mp_plugin.telemetry.find_run import MAX_DEPTH, MAX_DIRECTORIES, TRACES, directories_below
+from mp_plugin.telemetry.find_run import MAX_DEPTH, TRACES, runs_below
 
 CARD, METRICS, CSV = "run.json", "metrics.json", "metrics.csv"
 HYDRA = ".hydra/config.yaml"
@@ -28,32 +27,15 @@ def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
         if not given.is_dir():
             problem = "is a file" if given.exists() else "does not exist"
             raise TelemetryError(f"{given} {problem}; accepted: directories of runs, or above them.")
-        runs = list(_runs_from(given))
+        runs = sorted(runs_below(given, _is_run), key=_natural)
         if not runs:
             raise TelemetryError(
                 f"{given} holds no run: none of {CARD}, {METRICS}, {CSV}, {HYDRA}, telemetry/ there, nor up to "
                 f"{MAX_DEPTH} levels below it; accepted: directories of runs, or above them."
             )
-        for run in sorted(runs, key=_natural):
+        for run in runs:
             found.setdefault(run.resolve(), run)
     return list(found.values())
-
-
-def _runs_from(top: Path) -> Iterator[Path]:
-    waiting = deque([(top, 0)])
-    searched = 0
-    while waiting:
-        directory, depth = waiting.popleft()
-        searched += 1
-        if searched > MAX_DIRECTORIES:
-            raise TelemetryError(
-                f"{top} holds more than {MAX_DIRECTORIES:,} directories, too many to search; "
-                "accepted: directories of runs, or a few levels above them."
-            )
-        if _is_run(directory):
-            yield directory
-        elif depth < MAX_DEPTH:
-            waiting.extend((below, depth + 1) for below in directories_below(directory))
 
 
 def _is_run(directory: Path) -> bool:

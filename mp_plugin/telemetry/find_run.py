@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mp_plugin.errors import TelemetryError
@@ -33,7 +33,7 @@ def find_run(path: str | os.PathLike[str]) -> Path:
     for folder in (given, given.resolve()):  # the second for `.`, and for a link that leads here
         if folder.name == "telemetry" and _holds_telemetry(folder.parent):
             return folder.parent
-    runs = [given] if _holds_telemetry(given) else list(_runs_below(given))
+    runs = list(runs_below(given, _holds_telemetry))
     if not runs:
         traces = ", ".join(f"telemetry/{name}" for name in TRACES)
         raise TelemetryError(
@@ -60,7 +60,16 @@ def _changed(run: Path) -> float:
         return 0.0
 
 
-def _runs_below(top: Path) -> Iterator[Path]:
+def runs_below(top: Path, is_run: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield the directories of runs, at or below one; what lies in a run is not searched.
+
+    Args:
+        top: where the search starts.
+        is_run: whether a directory is that of a run.
+
+    Raises:
+        TelemetryError: if there are too many directories to search.
+    """
     waiting = deque([(top, 0)])
     searched = 0
     while waiting:
@@ -71,14 +80,14 @@ def _runs_below(top: Path) -> Iterator[Path]:
                 f"{top} holds more than {MAX_DIRECTORIES:,} directories, too many to search; "
                 "accepted: the directory of a run, or one a few levels above it."
             )
-        if depth and _holds_telemetry(directory):
+        if is_run(directory):
             yield directory
         elif depth < MAX_DEPTH:
-            waiting.extend((below, depth + 1) for below in directories_below(directory))
+            waiting.extend((below, depth + 1) for below in _directories_below(directory))
 
 
-def directories_below(directory: Path) -> list[Path]:
-    """Return those below, but hidden ones and links, which may lead round in circles."""
+def _directories_below(directory: Path) -> list[Path]:
+    """Return all but hidden ones and links, which may lead round in circles."""
     try:
         with os.scandir(directory) as entries:
             return sorted(

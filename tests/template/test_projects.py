@@ -76,13 +76,17 @@ def test_project_installs_and_passes_its_own_tests(answers, bake, tmp_path):
     assert " skipped" not in report
 
 
-COMPOSE_README_COMMANDS = r"""
+COMPOSE_COMMANDS = r"""
 import re, shlex
 from itertools import product
 from pathlib import Path
 from hydra import compose, initialize_config_dir
 
-commands = re.findall(r"^python (\w+)\.py(.*)$", Path("README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+texts = [path.read_text(encoding="utf-8").replace("\\\n", " ") for path in (Path("README.md"), *Path("docs").glob("*.md"))]
+# On a line of its own, or in the text, between backticks.
+found = [re.findall(r"(?:^|`)python (\w+)\.py([^`\n]*)", text, flags=re.MULTILINE) for text in texts]
+# A folder of configs is the result of an earlier command.
+commands = [command for each in found for command in each if "--config-dir" not in command[1]]
 with initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):
     for script, line in commands:
         words = shlex.split(line, comments=True)
@@ -96,9 +100,9 @@ with initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_command_of_the_readme_composes(task, bake):
+def test_every_command_of_readme_and_docs_composes(task, bake):
     project = bake(task=task)
-    composed = run(sys.executable, "-c", COMPOSE_README_COMMANDS, cwd=project, PYTHONPATH=str(project / "src"))
+    composed = run(sys.executable, "-c", COMPOSE_COMMANDS, cwd=project, PYTHONPATH=str(project / "src"))
     lines = composed.splitlines()
     assert {line.split()[0] for line in lines} == {"train", "eval", "predict", "sweep"}
     assert {words[1] for words in map(str.split, lines) if len(words) > 1} >= {f"precision={each}" for each in PRECISIONS}

@@ -21,6 +21,7 @@ WIDTH = {"digits": "model.width=16", "lm": "model.width=16", "topics": "model.hi
 REFUSED = {
     "precision=fp17": ["precision=fp17 is unknown", "bf16", "fp32"],
     "+precision=fp16": ["precision"],
+    "precision=as_trained": ["precision=as_trained", "eval.py"],
     "data.split_seed=-1": ["split_seed=-1", "0 to"],
     "trainer.max_epoch=3": ["max_epoch"],
     "trainer.max_epochs=-5": ["max_epochs", "-5"],

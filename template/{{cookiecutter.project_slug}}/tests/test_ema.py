@@ -1,15 +1,17 @@
 """The moving average of the weights, against one computed by hand."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 
 from {{cookiecutter.package_name}} import run as run_module
+from {{cookiecutter.package_name}}.shard import FSDP2, refuse_unsuited
 from {{cookiecutter.package_name}}.training import train
 
 pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
@@ -113,3 +115,11 @@ def test_average_resumes_and_is_what_is_tested(
         assert all(torch.equal(value, resumed[part][name]) for name, value in whole[part].items())
     best = torch.load(tmp_path / "resumed" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, tested[-1][name]) for name, value in best.items())
+
+
+def test_average_of_spread_weights_is_refused() -> None:
+    ema = importlib.import_module("{{cookiecutter.package_name}}.ema")  # below Lightning 2.6 there is none
+    settings = {"callbacks": [ema.ExponentialMovingAverage()], "accelerator": "cpu", "devices": 2, "logger": False}
+    refuse_unsuited(Trainer(strategy="ddp", **settings))
+    with pytest.raises(ValueError, match="fsdp2 spread"):
+        refuse_unsuited(Trainer(strategy=FSDP2(), **settings))

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from {{cookiecutter.package_name}}.meeting_point import attempt_key, meeting_point, wait_for
 from {{cookiecutter.package_name}}.processes import this_process
-from {{cookiecutter.package_name}}.shard import refuse_fsdp1_on_cpu
+from {{cookiecutter.package_name}}.shard import refuse_unsuited
 
 Result = TypeVar("Result")
 
@@ -104,9 +104,9 @@ def start_other_processes(trainer: Trainer) -> None:
         trainer: of this run, not yet at work.
 
     Raises:
-        ValueError: if the trainer needs another number of processes than were started, or a GPU.
+        ValueError: if the trainer needs another number of processes than were started, or cannot work as asked.
     """
-    refuse_fsdp1_on_cpu(trainer.strategy)
+    refuse_unsuited(trainer)
     place, job = this_process(), _running[-1]
     asked = f"trainer.devices={trainer.num_devices} and trainer.num_nodes={trainer.num_nodes}"
     if place.launcher is not None:

@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 
@@ -52,14 +52,23 @@ class FSDP1(FSDPStrategy):
         return recurse or any(module is block for block in self._blocks)
 
 
-def refuse_fsdp1_on_cpu(strategy: Strategy) -> None:
-    """Check that `trainer=fsdp` has a GPU.
+def refuse_unsuited(trainer: Trainer) -> None:
+    """Check that a strategy that spreads the weights has what it needs.
 
     Raises:
-        ValueError: if the trainer runs on a CPU, where torch cannot collect the weights of a checkpoint.
+        ValueError: if `trainer=fsdp` runs on a CPU, where torch cannot collect the weights of a checkpoint, or if a
+            callback averages the weights, which it could not copy whole.
     """
+    strategy = trainer.strategy
     if type(strategy) is FSDP1 and strategy.root_device.type == "cpu":
         raise ValueError("trainer=fsdp needs a GPU; on a CPU take trainer=ddp or trainer=fsdp2.")
+    averaging = getattr(callbacks, "WeightAveraging", ())  # since Lightning 2.6
+    averages = any(isinstance(callback, averaging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if averages and isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise ValueError(
+            "An average of the weights (callbacks/ema) needs them whole, and trainer=fsdp and fsdp2 spread them over "
+            "the devices: take trainer=ddp."
+        )
 
 
 class FSDP2(ModelParallelStrategy):

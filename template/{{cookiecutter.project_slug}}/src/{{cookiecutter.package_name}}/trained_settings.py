@@ -65,6 +65,17 @@ def take_settings(cfg: DictConfig, checkpoint: dict[str, Any], path: str) -> Non
             plugins[place] = cfg.precision
 
 
+def refuse_as_trained(cfg: DictConfig) -> None:
+    """Check that every part of a config has settings of its own.
+
+    Raises:
+        ValueError: names a part that is left to a checkpoint.
+    """
+    for part in PARTS:
+        if cfg[part].get("_target_") == AS_TRAINED:
+            raise ValueError(f"{part}=as_trained is for eval.py and predict.py: name the {part} to train with.")
+
+
 def targets_in(settings: Any) -> Iterator[str]:
     """Everything that settings would have Hydra call, at any depth."""
     if isinstance(settings, dict):

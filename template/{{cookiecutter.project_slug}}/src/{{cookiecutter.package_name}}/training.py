@@ -18,6 +18,7 @@ from {{cookiecutter.package_name}}.run import (
 )
 from {{cookiecutter.package_name}}.run_card import recorded
 from {{cookiecutter.package_name}}.terminal import show_results
+from {{cookiecutter.package_name}}.trained_settings import refuse_as_trained
 
 
 @on_all_processes
@@ -34,6 +35,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         Refusal: before training starts, if a setting is not acceptable.
     """
     with refusing(*BAD_REQUEST):
+        refuse_as_trained(cfg)
         done = finished_already(cfg)
     if done is not None:
         return done
