@@ -52,10 +52,9 @@ def _of_group(group: Group, reference: Group, result: MetricResult) -> Iterator[
             )
     elif difference.method is Method.welch:
         yield f"{group.label} and {reference.label} do not share two seeds or more, each once: an unpaired test."
-    if difference.standard_error == 0 and difference.count > 1:
-        what = "pairs differ by the same" if difference.method is Method.paired else "runs of a group are the same"
+    elif min(len(each.finished) for each in (group, reference)) > 1 and difference.count > 1:
         yield (
-            f"{group.label}: all {what} to the last digit, so that the interval has no width; "
+            f"{group.label}: all differences from {reference.label} are the same, so that there is no test; "
             "too small a test split, or results that do not depend on the seed, look like that."
         )
     if difference.method is Method.paired:

@@ -165,7 +165,9 @@ def test_the_reference_is_what_ran_in_fp32_whatever_its_choice_is_called(tmp_pat
 
 def test_results_without_a_spread_are_untested(tmp_path):
     write_sweep(tmp_path / "sweep", {"fp32": (0.75, 0.875), "bf16": (0.75, 0.875), "fp16": (0.5, 0.625)})
-    _, same, worse = compare_runs([tmp_path]).groups
+    comparison = compare_runs([tmp_path])
+    _, same, worse = comparison.groups
+    assert any("all differences from fp32 are the same, so that there is no test" in each for each in comparison.notes)
     assert (same.p, same.verdict.kind) == (None, Kind.untested)
     assert "the same as fp32, untested; a test needs" in same.verdict.sentence
     assert (worse.p, worse.verdict.kind) == (None, Kind.untested)
