@@ -8,7 +8,7 @@ from mp_plugin.compare.comparison import Comparison, GroupResult
 from mp_plugin.compare.cost import Cost, Ratio
 from mp_plugin.compare.judge import MetricResult
 from mp_plugin.compare.read_runs import ComparedRun
-from mp_plugin.compare.statistics import CONFIDENCE, SIGNIFICANCE
+from mp_plugin.compare.statistics import CONFIDENCE, SIGNIFICANCE, equivalence_interval
 from mp_plugin.compare.table import cost_rows, metric_rows
 from mp_plugin.compare.verdict import amount
 from mp_plugin.report.embed import packed_data
@@ -23,6 +23,7 @@ BADGES = {
     "better": "Better",
     "worse": "Worse",
     "unclear": "Not shown",
+    "same": "The same",
     "untested": "No test",
     "broken": "Broken",
     "empty": "No result",
@@ -85,7 +86,11 @@ def _group(result: GroupResult, comparison: Comparison) -> dict[str, Any]:
         if finite and main.metric.name in run.metrics
     ]
     found = main.difference
-    difference = None if found is None else {"mean": found.mean, "low": found.low, "high": found.high}
+    difference = (
+        None
+        if found is None
+        else {"mean": found.mean, "low": found.low, "high": found.high, "tested": equivalence_interval(found)}
+    )
     return {
         "label": result.group.label,
         "kind": result.verdict.kind.value,

@@ -29,8 +29,10 @@ class Method(str, Enum):
     """Student's t on the differences of pairs."""
     welch = "unpaired"
     """Welch's t."""
+    same = "all the same"
+    """The same result in every pair, or in every run of both groups: there is nothing to test."""
     point = "no test"
-    """Too few runs for a test, or runs without a spread: only the difference itself is known."""
+    """Too few runs for a test, or differences without a spread: only the difference itself is known."""
 
 
 class Line(str, Enum):
@@ -83,6 +85,8 @@ def paired(differences: Sequence[float]) -> Difference:
     """
     mean = statistics.fmean(differences)
     count, deviation = len(differences), spread(differences)
+    if count > 1 and not any(differences):
+        return Difference(mean=0.0, method=Method.same, count=count)
     if deviation is None or deviation <= DIGITS * abs(mean):
         return Difference(mean=mean, method=Method.point, count=count)
     return _with_interval(mean, deviation / math.sqrt(count), count - 1, Method.paired, count)
@@ -101,7 +105,7 @@ def unpaired(candidate: Sequence[float], reference: Sequence[float]) -> Differen
     parts = [statistics.variance(each) / len(each) for each in (candidate, reference)]
     total = sum(parts)
     if total == 0:
-        return Difference(mean=mean, method=Method.point, count=count)
+        return Difference(mean=mean, method=Method.point if mean else Method.same, count=count)
     shares = [part / total for part in parts]  # not their squares, which may underflow
     degrees = 1 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (candidate, reference), strict=True))
     return _with_interval(mean, math.sqrt(total), degrees, Method.welch, count)
@@ -135,6 +139,23 @@ def equivalence_p(difference: Difference, margin: float) -> float | None:
     if difference.standard_error is None:
         return None
     return max(_above(difference, -margin), _above(_mirrored(difference), -margin))
+
+
+def equivalence_interval(difference: Difference) -> tuple[float, float] | None:
+    """Return the 90% interval: two one-sided tests at 5% show equivalence where the whole of it is within the margin.
+
+    Returns:
+        None where there is no test.
+
+    Example:
+        >>> low, high = equivalence_interval(paired([0.1, 0.2, 0.3]))
+        >>> round(low, 3), round(high, 3)
+        (0.031, 0.369)
+    """
+    if difference.standard_error is None:
+        return None
+    reach = difference.standard_error * float(_special().stdtrit(difference.degrees, 1 - SIGNIFICANCE))
+    return difference.mean - reach, difference.mean + reach
 
 
 def line(difference: Difference, margin: float, *, higher_is_better: bool) -> Line:

@@ -101,9 +101,9 @@ def size_words(size: float) -> str:
     """
     for unit in ("B", "kB", "MB"):
         if size < KILOBYTE:
-            return f"{size:.3g} {unit}"
+            return f"{_digits(size, 3)} {unit}"
         size /= KILOBYTE
-    return f"{size:,.3g} GB"
+    return f"{_digits(size, 3)} GB"
 
 
 def _tests(comparison: Comparison) -> list[str]:
@@ -116,7 +116,7 @@ def _tests(comparison: Comparison) -> list[str]:
 def _speed(cost: Cost) -> str:
     if cost.samples_per_second is None:
         return NOTHING
-    return _with(f"{cost.samples_per_second:,.4g}", cost.speed)
+    return _with(_digits(cost.samples_per_second, 4), cost.speed)
 
 
 def _memory(cost: Cost) -> str:
@@ -145,7 +145,7 @@ def _with(text: str, ratio: Ratio | None) -> str:
 
 
 def _milliseconds(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:,.3g} ms"
+    return NOTHING if value is None else f"{_digits(value, 3)} ms"
 
 
 def _decimals(value: float) -> str:
@@ -153,4 +153,5 @@ def _decimals(value: float) -> str:
 
 
 def _digits(value: float, digits: int) -> str:
-    return f"{value:,.{digits}g}"
+    text = f"{value:,.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text else text

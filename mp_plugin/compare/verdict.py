@@ -7,7 +7,7 @@ from enum import Enum
 
 from mp_plugin.compare.cost import Cost, Ratio
 from mp_plugin.compare.metrics import Metric
-from mp_plugin.compare.statistics import CONFIDENCE, SIGNIFICANCE, Difference, Line
+from mp_plugin.compare.statistics import CONFIDENCE, SIGNIFICANCE, Difference, Line, Method
 from mp_plugin.report.verdict import Severity
 
 MINUS = "\N{MINUS SIGN}"
@@ -24,8 +24,10 @@ class Kind(str, Enum):
     better = "better"
     unclear = "unclear"
     """Neither equivalent nor different."""
+    same = "same"
+    """Every run has the result of the reference."""
     untested = "untested"
-    """There are too few runs for a test, or they have no spread."""
+    """There are too few runs for a test, or the differences have no spread."""
     broken = "broken"
     """A run ended with a metric that is NaN or infinite."""
     empty = "empty"
@@ -36,6 +38,7 @@ SEVERITIES = {
     Kind.reference: Severity.good,
     Kind.equivalent: Severity.good,
     Kind.better: Severity.good,
+    Kind.same: Severity.good,
     Kind.unclear: Severity.watch,
     Kind.untested: Severity.watch,
     Kind.worse: Severity.bad,
@@ -59,6 +62,8 @@ class Verdict:
 
 def kind_of(difference: Difference, p: float | None, metric: Metric, margin: float) -> Kind:
     """Say what is shown: equivalent if both one-sided tests say so, else different if the interval is off zero."""
+    if difference.method is Method.same:
+        return Kind.same
     if p is None or difference.low is None or difference.high is None:
         return Kind.untested
     if p < SIGNIFICANCE:
@@ -76,12 +81,14 @@ def metric_words(
     size = amount(abs(difference.mean), metric)
     if kind is Kind.equivalent:
         return f"equivalent to {reference} {within} ({p_words(p)})"
+    if kind is Kind.same:
+        return f"the same {metric.name} as {reference} in every run, so that there is nothing to test"
     if kind is Kind.untested:
         apart = f"{size} {_direction(difference.mean, metric)} than {reference}"
         found = apart if difference.mean else f"the same as {reference}"
         if difference.count == 1:
             return f"{found} in one pair of seeds; a test needs 2 seeds or more"
-        return f"{found}, untested; a test needs 2 runs or more of each, and results that are not all the same"
+        return f"{found}, untested; a test needs 2 runs or more of each, and differences that have a spread"
     if kind is Kind.unclear:
         found = f"{amount(difference.mean, metric, signed=True)}, {interval(difference, metric)}"
         return f"not shown to be equivalent to {reference} {within} ({p_words(p)}): {found}"

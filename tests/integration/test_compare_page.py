@@ -6,6 +6,7 @@ import os
 import pytest
 
 from mp_plugin.compare import build_comparison_page, compare_runs
+from mp_plugin.compare.statistics import equivalence_interval
 from tests.helpers.browser import IS_THERE, browser, looks
 from tests.helpers.compared_runs import EQUIVALENT, FP32, WORSE, write_run, write_sweep
 
@@ -68,10 +69,11 @@ def page(driver, comparison, tmp_path):
 
 
 def test_the_charts_show_what_was_compared(page, comparison):
-    drawn = page.js(
-        "return find('#differences-chart').data.map(({x, y, error_x: {array, arrayminus}}) => [x[0], array[0],"
-        " arrayminus[0]])"
-    )
+    traces = "return find('#differences-chart').data.filter(({mode}) => mode === "
+    drawn = page.js(traces + "'markers').map(({x, error_x: {array, arrayminus}}) => [x[0], array[0], arrayminus[0]])")
+    tested = page.js(traces + "'lines').map(({x}) => x)")
+    for ends, result in zip(tested, comparison.groups[1:], strict=True):
+        assert ends == pytest.approx([100 * end for end in equivalence_interval(result.results[0].difference)])
     for (mean, above, below), result in zip(drawn, comparison.groups[1:], strict=True):
         difference = result.results[0].difference
         assert mean == pytest.approx(100 * difference.mean)
@@ -93,6 +95,15 @@ def test_the_words_are_those_of_the_comparison(page, comparison):
     rows = page.js("return [...document.querySelectorAll('[aria-labelledby=runs] tbody tr')].map(r => r.innerText)")
     assert len(rows) == 16
     assert "failed" in next(row for row in rows if "crashed" in row)
+
+
+def test_results_that_are_all_the_same_are_not_drawn_from_zero(driver, tmp_path):
+    write_sweep(tmp_path / "sweep", {"fp32": (0.75, 0.75), "bf16": (0.75, 0.75)})
+    opened = Page(driver, compare_runs([tmp_path / "sweep"]), tmp_path / "compare.html")
+    opened.show()
+    assert opened.js("return find('#values-chart').layout.yaxis.range") == pytest.approx([0.74, 0.76])
+    assert "bf16: the same test/acc as fp32" in opened.js("return document.querySelector('.sentence').textContent")
+    assert opened.console() == []
 
 
 @pytest.mark.parametrize(("width", "theme"), [(1280, "dark"), (390, "light"), (390, "dark")])

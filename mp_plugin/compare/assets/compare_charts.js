@@ -38,6 +38,10 @@ function valuesFigure(data, theme, isNarrow) {
   });
   categories(layout.xaxis, data.groups.map(({ label }) => label));
   Object.assign(layout.yaxis, { automargin: true, nticks: 6 });
+  const values = data.groups.flatMap(({ points }) => points.map(({ value }) => value));
+  if (values.length && Math.min(...values) === Math.max(...values)) {
+    layout.yaxis.range = [values[0] - 2 * data.margin, values[0] + 2 * data.margin]; // Plotly would begin at zero
+  }
   if (data.metric.isShare) layout.yaxis.tickformat = ".1%";
   Object.assign(layout, { showlegend: false });
   layout.margin.t = 16;
@@ -69,11 +73,11 @@ function differencesFigure(data, theme, isNarrow) {
   const layout = baseLayout(theme, isNarrow);
   const { factor, name } = unit(data);
   const groups = data.groups.slice(1).filter(({ difference }) => difference);
-  const colors = { equivalent: theme.good, better: theme.good, worse: theme.danger };
+  const colors = { equivalent: theme.good, same: theme.good, better: theme.good, worse: theme.danger };
   const told = (value) => `${value > 0 ? "+" : ""}${shown(factor * value, 3)}`;
   const traces = groups.map(({ label, kind, difference }, place) => {
     const { mean, low, high } = difference;
-    const interval = low === null ? "no interval: a test needs 2 seeds or more" : `${told(low)} to ${told(high)}${name}`;
+    const interval = low === null ? "no test" : `${told(low)} to ${told(high)}${name}`;
     return {
       type: "scatter", mode: "markers", x: [factor * mean], y: [place], hoverinfo: "text",
       text: [`${plain(label)}: ${told(mean)}${name}<br>${interval}`],
@@ -83,6 +87,13 @@ function differencesFigure(data, theme, isNarrow) {
         color: colors[kind] || theme.muted, thickness: 2.25, width: 7,
       },
     };
+  });
+  groups.forEach(({ kind, difference: { tested } }, place) => {
+    if (!tested) return;
+    traces.push({
+      type: "scatter", mode: "lines", x: tested.map((end) => factor * end), y: [place, place], hoverinfo: "skip",
+      line: { color: colors[kind] || theme.muted, width: 6 },
+    });
   });
   const margin = factor * data.margin;
   const band = { type: "rect", xref: "x", yref: "paper", x0: -margin, x1: margin, y0: 0, y1: 1, fillcolor: theme.band, line: { width: 0 }, layer: "below" };
@@ -105,7 +116,7 @@ function differencesFigure(data, theme, isNarrow) {
 }
 
 function reach(traces, margin, layout) {
-  const ends = traces.flatMap(({ x: [mean], error_x: error }) => (error ? [mean - error.arrayminus[0], mean + error.array[0]] : [mean]));
+  const ends = traces.flatMap(({ x, error_x: error }) => (error ? [x[0] - error.arrayminus[0], x[0] + error.array[0]] : x));
   const all = [...ends, -margin, margin, ...layout.shapes.map(({ x0 }) => x0)];
   const [low, high] = [Math.min(...all), Math.max(...all)];
   return [low - 0.08 * (high - low), high + 0.08 * (high - low)];

@@ -10,6 +10,7 @@ from mp_plugin.compare.as_json import comparison_json
 from mp_plugin.compare.statistics import Line, Method
 from mp_plugin.compare.verdict import Kind
 from mp_plugin.errors import ConfigError, TelemetryError
+from mp_plugin.report.verdict import Severity
 from tests.helpers.compared_runs import (
     EQUIVALENT,
     FP32,
@@ -163,13 +164,14 @@ def test_the_reference_is_what_ran_in_fp32_whatever_its_choice_is_called(tmp_pat
     assert precisions_below(tmp_path)[0] == "fp32 precision=32-true"
 
 
-def test_results_without_a_spread_are_untested(tmp_path):
+def test_differences_without_a_spread_are_untested(tmp_path):
     write_sweep(tmp_path / "sweep", {"fp32": (0.75, 0.875), "bf16": (0.75, 0.875), "fp16": (0.5, 0.625)})
     comparison = compare_runs([tmp_path])
     _, same, worse = comparison.groups
     assert any("all differences from fp32 are the same, so that there is no test" in each for each in comparison.notes)
-    assert (same.p, same.verdict.kind) == (None, Kind.untested)
-    assert "the same as fp32, untested; a test needs" in same.verdict.sentence
+    assert (same.p, same.verdict.kind) == (None, Kind.same)
+    assert same.verdict.sentence.startswith("bf16: the same test/acc as fp32 in every run, so that there is nothing")
+    assert same.verdict.severity is Severity.good
     assert (worse.p, worse.verdict.kind) == (None, Kind.untested)
     assert "25 points worse than fp32, untested; a test needs" in worse.verdict.sentence
     # The line is drawn all the same, by the difference itself.

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mp_plugin.compare.statistics import Line, Method, equivalence_p, line, paired, spread, unpaired
+from mp_plugin.compare.statistics import (
+    SIGNIFICANCE,
+    Line,
+    Method,
+    equivalence_interval,
+    equivalence_p,
+    line,
+    paired,
+    spread,
+    unpaired,
+)
 
 GROUPS = [
     ([0.91, 0.90, 0.93, 0.915], [0.90, 0.905, 0.91, 0.90]),
@@ -118,6 +128,25 @@ def test_a_single_pair_has_no_test():
     assert equivalence_p(found, 1.0) is None
     assert unpaired([1.0], [1.0, 2.0]).method is Method.point
     assert spread([1.0]) is None
+
+
+def test_the_same_results_are_called_the_same():
+    assert paired([0.0, 0.0]).method is Method.same
+    assert unpaired([0.5, 0.5], [0.5, 0.5, 0.5]).method is Method.same
+    # One pair, or a mean that is the same by chance, is no such thing.
+    assert paired([0.0]).method is Method.point
+    assert paired([-0.5, 0.5]).method is Method.paired
+    assert unpaired([1.0, 1.0, 1.0], [1.0]).method is Method.point
+
+
+@pytest.mark.parametrize("differences", [[0.1, 0.2, 0.3], [-0.01, 0.02, 0.0, 0.015], [1.0, -1.0]])
+def test_equivalence_is_an_interval_within_the_margin(differences):
+    found = paired(differences)
+    low, high = equivalence_interval(found)
+    t = stats.ttest_1samp(differences, 0.0).confidence_interval(0.9)
+    assert (low, high) == pytest.approx((t.low, t.high), rel=1e-9)
+    edge = max(abs(low), abs(high))
+    assert equivalence_p(found, 1.001 * edge) < SIGNIFICANCE < equivalence_p(found, 0.999 * edge)
 
 
 def test_differences_without_a_spread_are_untested():
