@@ -10,11 +10,18 @@ PROCESS = Path("/proc/self")
 RESET_PEAK = "5"
 """What sets the peak of the resident memory back to what it is now, written to `clear_refs`; since Linux 4.0."""
 
+AFTER_OTHERS = ", after other fits"
+"""Ends the label of a process that has trained before: libraries and the heap keep part of what that took.
+
+In a sweep within one process the runs of the last precision would seem to need the most.
+"""
+
 
 class PeakMemory:
     """Measure the peak from here on: allocated on a GPU, resident memory of this process on a CPU.
 
-    Memory of worker processes of a data loader does not count.
+    Memory of worker processes of a data loader does not count. The resident memory of a process that has been measured
+    before holds what was left of that, and its label says so.
 
     Args:
         device: that computes.
@@ -26,13 +33,18 @@ class PeakMemory:
         (True, True)
     """
 
+    _has_counted = False
+    """Whether this process was measured before."""
+
     def __init__(self, device: torch.device, process: Path = PROCESS) -> None:
         self._device = device
         self._process = process
-        self._is_fresh = False
+        self._is_fresh, self._after = False, ""
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif device.type == "cpu":
+            self._after = AFTER_OTHERS if PeakMemory._has_counted else ""
+            PeakMemory._has_counted = True
             with suppress(OSError):  # not Linux, or not ours to write: then `read` says since when it counts
                 (process / "clear_refs").write_text(RESET_PEAK)
                 self._is_fresh = True
@@ -45,7 +57,9 @@ class PeakMemory:
             return None, f"not measured: nothing here tells the peak of {self._device.type!r}"
         since = "" if self._is_fresh else ", since it started"
         nbytes = self._resident()
-        return nbytes, "not measured: this system does not tell it" if nbytes is None else f"process, resident{since}"
+        if nbytes is None:
+            return None, "not measured: this system does not tell it"
+        return nbytes, f"process, resident{since}{self._after}"
 
     def _resident(self) -> int | None:
         with suppress(OSError):

@@ -8,6 +8,7 @@ from typing import Any
 from mp_plugin.checks import is_number
 from mp_plugin.compare.groups import Group
 from mp_plugin.compare.read_runs import ComparedRun
+from mp_plugin.peak_memory import AFTER_OTHERS
 
 SECONDS_PER_HOUR = 3600
 NOT_MEASURED = "not measured"
@@ -68,7 +69,9 @@ def cost_of(group: Group, reference: Group, price_per_hour: float | None = None)
         energy_source=_energy_source(runs, has_energy=has_energy),
         money=None if price_per_hour is None else _median(runs, lambda run: money(run, price_per_hour)),
         speed=_ratio(group, reference, samples_per_second) or _ratio(group, reference, _steps_per_second),
-        memory=_ratio(group, reference, _number("peak_memory_bytes"), same="peak_memory_of"),
+        memory=_ratio(group, reference, _number("peak_memory_bytes"), same="peak_memory_of")
+        if not follows_others(group)
+        else None,
         energy=_ratio(group, reference, energy_joules, same="energy_source") if has_energy else None,
     )
 
@@ -93,6 +96,11 @@ def money(run: ComparedRun, price_per_hour: float) -> float | None:
     """Return what a run cost: its training time on each of its ranks, at a price per device and hour."""
     seconds, ranks = _positive(run.cost.get("train_seconds")), _positive(run.cost.get("ranks"))
     return None if seconds is None or ranks is None else seconds / SECONDS_PER_HOUR * ranks * price_per_hour
+
+
+def follows_others(group: Group) -> bool:
+    """Return whether a run's process had trained before, so that its memory tells of those runs too."""
+    return any(str(run.cost.get("peak_memory_of", "")).endswith(AFTER_OTHERS) for run in group.finished)
 
 
 def devices(runs: Sequence[ComparedRun]) -> list[str]:

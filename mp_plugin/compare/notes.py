@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from mp_plugin.compare.cost import devices
+from mp_plugin.compare.cost import devices, follows_others
 from mp_plugin.compare.groups import Group, differing, is_full_precision
 from mp_plugin.compare.judge import MetricResult, paired_values
 from mp_plugin.compare.statistics import Method
@@ -31,6 +31,11 @@ def notes_on(groups: Sequence[Group], main: Sequence[MetricResult]) -> Iterator[
     timed = devices([run for group in groups for run in group.finished])
     if len(timed) > 1:
         yield f"Times and memory were measured on different devices: {listed(timed)}."
+    if len(groups) > 1 and any(map(follows_others, groups)):
+        yield (
+            "Peak memory is that of a process that had trained other runs before, and kept part of what these took: it "
+            f"is not divided by that of {reference.label}. Runs in processes of their own, or on a GPU, can be."
+        )
 
 
 def _of_group(group: Group, reference: Group, result: MetricResult) -> Iterator[str]:

@@ -4,9 +4,17 @@ import sys
 import pytest
 import torch
 
-from mp_plugin.peak_memory import PeakMemory
+from mp_plugin.peak_memory import AFTER_OTHERS, PeakMemory
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def first(monkeypatch):
+    """No fit was measured in this process yet."""
+    monkeypatch.setattr(PeakMemory, "_has_counted", False)
+
+
 MIB = 1024 * 1024
 
 
@@ -41,6 +49,11 @@ def test_what_linux_says_is_in_kilobytes(tmp_path):
     (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t    2048 kB\nVmRSS:\t      12 kB\n")
     assert PeakMemory(CPU, process=tmp_path).read() == (2 * MIB, "process, resident")
     assert (tmp_path / "clear_refs").read_text() == "5"
+
+
+def test_what_other_fits_left_is_told():
+    labels = [PeakMemory(CPU).read()[1] for _ in range(3)]
+    assert [label.removeprefix(labels[0]) for label in labels] == ["", AFTER_OTHERS, AFTER_OTHERS]
 
 
 def test_other_devices_are_not_measured():

@@ -221,6 +221,17 @@ def test_cost_is_a_multiple_of_the_reference(sweep):
     assert cost.energy_source == "not measured: no RAPL here"
 
 
+@pytest.mark.parametrize("label", ["process, resident", "process, resident, after other fits"])
+def test_memory_that_holds_what_other_runs_left_is_not_divided(tmp_path, label):
+    for place, (precision, seed) in enumerate([("fp32", 0), ("fp32", 1), ("bf16", 0), ("bf16", 1)]):
+        first = "process, resident, after other fits" if place or label != "process, resident" else label
+        write_run(tmp_path / str(place), precision, seed, 0.9 + 0.01 * seed, cost={"peak_memory_of": first})
+    comparison = compare_runs([tmp_path])
+    assert [group.cost.memory for group in comparison.groups] == [None, None]
+    assert "memory" not in comparison.groups[1].verdict.sentence
+    assert any("had trained other runs before" in note for note in comparison.notes)
+
+
 def test_money_is_that_of_all_ranks_and_energy_is_never_guessed(tmp_path):
     measured = {"energy_joules": 500.0, "energy_source": "nvml", "ranks": 4, "train_seconds": 1800.0}
     write_sweep(tmp_path / "sweep", {"fp32": FP32[:2], "bf16": FP32[:2]}, cost=measured)
