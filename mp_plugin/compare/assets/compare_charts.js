@@ -4,7 +4,7 @@
 const unit = (data) => (data.metric.isShare ? { factor: 100, name: " points" } : { factor: 1, name: "" });
 
 function groupColors(data, theme) {
-  const palette = [theme.muted, theme.accent, theme.warm, theme.heat[4], theme.range];
+  const palette = [theme.muted, theme.accent, theme.warm, theme.good, theme.range];
   return data.groups.map((_, place) => palette[place % palette.length]);
 }
 
