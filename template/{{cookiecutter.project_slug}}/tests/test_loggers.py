@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose
+from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+from {{cookiecutter.package_name}}.resume import go_on_from
 from {{cookiecutter.package_name}}.training import train
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
@@ -86,6 +88,18 @@ def test_all_loggers_at_once_are_told_the_same(small: Callable[..., DictConfig],
     assert any(name.startswith("precision/layer/") and "." in name for name in told["csv"])
     assert told == dict.fromkeys(INSTALLED, told["csv"])
     assert json.loads((run / "telemetry" / "cost.json").read_text())["steps"] == 8
+
+
+def test_steps_that_are_logged_again_show_once(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for steps, value, begin in ((range(6), 1.0, 0), (range(3, 8), 2.0, 3)):
+        logger = TensorBoardLogger(tmp_path, name="tensorboard", version="")
+        go_on_from(logger, begin)
+        for step in steps:
+            logger.log_metrics({"loss": value}, step=step)
+        logger.finalize("success")
+    shown = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(each.step, each.value) for each in shown] == [(i, 1.0 if i < 3 else 2.0) for i in range(8)]
 
 
 @pytest.mark.parametrize("option", LOGGERS)

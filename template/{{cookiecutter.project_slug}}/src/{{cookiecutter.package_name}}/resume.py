@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -15,6 +15,7 @@ from {{cookiecutter.package_name}}.checkpoint import (
     check_weights_fit,
     read_checkpoint,
 )
+from {{cookiecutter.package_name}}.csv_logger import CSVLogger
 from {{cookiecutter.package_name}}.data.kept import check_kept
 from {{cookiecutter.package_name}}.data.resumable_loader import check_place
 from {{cookiecutter.package_name}}.locks import is_in_use
@@ -47,7 +48,7 @@ def resume(cfg: DictConfig, run: Run, card: RunCard) -> str | None:
     step = 0 if checkpoint is None or cfg.resume == "weights" else checkpoint["global_step"]
     if cfg.resume == "latest":
         for logger in run.trainer.loggers:
-            _go_on(logger, step)
+            go_on_from(logger, step)
     if checkpoint is None:
         return None
     check_task(checkpoint, type(run.model).__name__)
@@ -84,10 +85,12 @@ def _checkpoint(cfg: DictConfig, directory: Path) -> tuple[str | None, dict[str,
     return path, read_checkpoint(path)
 
 
-def _go_on(logger: Logger, step: int) -> None:
+def go_on_from(logger: Logger, step: int) -> None:
     """Tell a logger that knows how to that what was logged from a step on will be logged again."""
-    if hasattr(logger, "go_on_from"):
+    if isinstance(logger, CSVLogger):
         logger.go_on_from(step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger._kwargs["purge_step"] = step  # of torch's SummaryWriter, which is made when something is logged
 
 
 def finished_already(cfg: DictConfig) -> dict[str, float] | None:
