@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -167,10 +168,17 @@ class CostMeter(Callback):
                 "accumulate_grad_batches": trainer.accumulate_grad_batches,
                 "device": place["device"],
                 "ranks": trainer.world_size,
+                "seed": global_seed(),
             }
             write_whole(Path(directory) / "telemetry" / "cost.json", json.dumps(cost, indent=2) + "\n")
         except Exception as error:  # a run must not end because its cost cannot be told
             log.warning("telemetry/cost.json cannot be written to %s (%s).", directory, error)
+
+
+def global_seed() -> int | None:
+    """Return the seed that `seed_everything` set last, by which comparisons pair runs; None without one."""
+    seed = os.environ.get("PL_GLOBAL_SEED", "")  # which is where Lightning keeps it, for the processes that it starts
+    return int(seed) if seed.isdecimal() else None
 
 
 def _call_first(owner: Any, name: str, function: Callable[[], None]) -> Callable[[], None]:

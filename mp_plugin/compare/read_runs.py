@@ -9,6 +9,7 @@ from typing import Any
 
 from mp_plugin.checks import is_count
 from mp_plugin.compare.find_runs import CARD, CSV, METRICS
+from mp_plugin.compare.hydra_job import read_hydra_job
 from mp_plugin.errors import TelemetryError
 from mp_plugin.telemetry.run_info import RunInfo, path_of
 from mp_plugin.telemetry.store import Damage, read_incident_log
@@ -60,15 +61,20 @@ class ComparedRun:
 
 
 def read_run(directory: Path) -> ComparedRun:
-    """Read what a run left, as much of it as can be read; of foreign projects the `metrics.csv` of a CSVLogger."""
+    """Read what a run left, as much of it as can be read.
+
+    Of foreign projects: the `metrics.csv` of a CSVLogger, what Hydra noted of the job, and `telemetry/` where it is.
+    """
     damaged: list[Damage] = []
+    home = _home_of_telemetry(directory)
     card = _read_json(directory / CARD, damaged, version=CARD_VERSION)
     result = _read_json(directory / METRICS, damaged)
-    cost = _read_json(directory / "telemetry" / "cost.json", damaged, version=COST_VERSION)
-    info = _read_info(directory, damaged)
+    cost = _read_json(home / "telemetry" / "cost.json", damaged, version=COST_VERSION)
+    info = _read_info(home, damaged)
     metrics = _numbers(result.get("metrics")) if result else _last_of_csv(directory, damaged)
-    config = _without_directory(_mapping(card.get("config")), directory)
-    choices = _mapping(card.get("choices"))
+    settings, chosen = ({}, {}) if card else read_hydra_job(directory, damaged)
+    config = _without_directory(_mapping(card.get("config")) or settings, directory)
+    choices = _mapping(card.get("choices")) or chosen
     summary = _mapping(card.get("precision")) or _mapping(result.get("precision_summary"))
     name = result.get("precision") or (info.precision if info else None)
     predictions = directory / PREDICTIONS
@@ -76,7 +82,7 @@ def read_run(directory: Path) -> ComparedRun:
         directory=directory,
         status=_status(card, result, info, bool(metrics)),
         task=_text(card.get("task")) or _text(result.get("task")),
-        seed=_seed(config.get("seed"), result.get("seed")),
+        seed=_seed(config.get("seed"), result.get("seed"), cost.get("seed")),
         choice=_text(choices.get("precision")) or _text(name),
         subchoices={
             key.partition("@")[0].rpartition("/")[2]: str(value)
@@ -92,9 +98,17 @@ def read_run(directory: Path) -> ComparedRun:
         summary=summary or (dict(info.summary) if info else {}),
         cost=cost,
         predictions=predictions if predictions.is_file() else None,
-        num_incidents=_count_incidents(directory, summary, info, damaged),
+        num_incidents=_count_incidents(home, summary, info, damaged),
         damaged=tuple(damaged),
     )
+
+
+def _home_of_telemetry(directory: Path) -> Path:
+    """Return where `telemetry/` lies: in the run's directory, or in that of its logger, the only one below."""
+    if (directory / "telemetry").is_dir():
+        return directory
+    homes = [path.parent for pattern in ("*/telemetry", "*/*/telemetry") for path in sorted(directory.glob(pattern))]
+    return homes[0] if len(homes) == 1 else directory
 
 
 def _status(card: Mapping[str, Any], result: Mapping[str, Any], info: RunInfo | None, has_metrics: bool) -> str:

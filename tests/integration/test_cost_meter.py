@@ -21,7 +21,7 @@ from tests.helpers.training import Regression, quiet_trainer, regression_data
 
 KEYS = {
     *("version", "steps", "step_ms", "samples_per_second", "train_seconds", "waiting_share", "peak_memory_bytes"),
-    *("peak_memory_of", "energy_joules", "energy_source", "device", "ranks"),
+    *("peak_memory_of", "energy_joules", "energy_source", "device", "ranks", "seed"),
     *("fit_seconds", "accumulate_grad_batches", "sessions"),
 }
 
