@@ -1,6 +1,7 @@
 """What a metric's name tells: which way is better, and in what unit it is."""
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from mp_plugin.errors import ConfigError
@@ -34,16 +35,19 @@ class Metric:
     """Whether it goes from 0 to 1, and differences are told in points."""
 
 
-def metric_named(name: str, *, higher_is_better: bool | None = None) -> Metric:
+def metric_named(name: str, values: Iterable[float] = (), *, higher_is_better: bool | None = None) -> Metric:
     """Return what a metric's name tells.
 
     Args:
         name: as it was logged, such as `test/acc`.
+        values: that it took; what exceeds 1 is no share, but an accuracy in percent, say.
         higher_is_better: overrules the name; None leaves it to it.
 
     Example:
         >>> metric_named("test/acc_top1")
         Metric(name='test/acc_top1', higher_is_better=True, is_share=True)
+        >>> metric_named("test/acc", [0.975]).is_share, metric_named("test/acc", [97.5]).is_share
+        (True, False)
         >>> metric_named("val_loss").higher_is_better, metric_named("test/quality").higher_is_better
         (False, None)
     """
@@ -52,7 +56,7 @@ def metric_named(name: str, *, higher_is_better: bool | None = None) -> Metric:
     return Metric(
         name=name,
         higher_is_better=known if higher_is_better is None else higher_is_better,
-        is_share=kind in SHARES or kind in LOWER_SHARES,
+        is_share=(kind in SHARES or kind in LOWER_SHARES) and not any(value > 1 for value in values),
     )
 
 
@@ -73,7 +77,7 @@ def main_metric(
     if wanted is not None:
         if wanted not in names:
             raise ConfigError(f"No run has the metric {wanted}; accepted: one of {listed(names, 20)}.")
-        found = metric_named(wanted, higher_is_better=higher_is_better)
+        found = metric_named(wanted, _values(per_run, wanted), higher_is_better=higher_is_better)
         if found.higher_is_better is None:
             raise ConfigError(
                 f"Whether a higher {wanted} is better cannot be told from its name; "
@@ -90,7 +94,7 @@ def main_metric(
             f"None of the runs' metrics is one to judge by without being told; accepted: --metric with one of "
             f"{listed(shared or names, 20) or 'their metrics, of which there are none'}."
         )
-    return metric_named(ranked[0], higher_is_better=higher_is_better)
+    return metric_named(ranked[0], _values(per_run, ranked[0]), higher_is_better=higher_is_better)
 
 
 def shown_metrics(per_run: Collection[Mapping[str, float]], main: Metric) -> list[Metric]:
@@ -98,12 +102,16 @@ def shown_metrics(per_run: Collection[Mapping[str, float]], main: Metric) -> lis
     names = list(dict.fromkeys(name for metrics in per_run for name in metrics))
     of_test = [name for name in names if _is_test(name) or name == CALIBRATION]
     others = of_test if any(map(_is_test, of_test)) else names
-    return [main, *(metric_named(name) for name in others if name != main.name)]
+    return [main, *(metric_named(name, _values(per_run, name)) for name in others if name != main.name)]
 
 
 def default_margin(metric: Metric, reference: float) -> float:
     """Return the margin within which a difference from the reference's mean is taken for none."""
     return DEFAULT_MARGIN_OF_SHARES if metric.is_share else DEFAULT_MARGIN_RELATIVE * abs(reference)
+
+
+def _values(per_run: Collection[Mapping[str, float]], name: str) -> list[float]:
+    return [metrics[name] for metrics in per_run if name in metrics and math.isfinite(metrics[name])]
 
 
 def _is_test(name: str) -> bool:

@@ -301,6 +301,14 @@ def test_foreign_runs_have_a_csv_and_what_the_plugin_wrote(tmp_path):
     assert comparison.groups[1].results[0].difference.mean == pytest.approx(-0.1)
 
 
+def test_an_accuracy_in_percent_is_no_share(tmp_path):
+    write_sweep(tmp_path / "s", {"fp32": (90.0, 91.0, 92.0), "bf16": (90.1, 90.9, 92.2)})
+    comparison = compare_runs([tmp_path])
+    assert not comparison.metric.is_share
+    assert comparison.margin == pytest.approx(0.91)  # 1% of the mean
+    assert comparison.groups[1].verdict.sentence.startswith("bf16: equivalent to fp32 within 0.91 (p = ")
+
+
 def test_the_json_is_whole(sweep):
     values = json.loads(comparison_json(compare_runs([sweep], fail_if_worse=0.01)))
     assert values["exit_status"] == 3
