@@ -150,8 +150,8 @@ def compare(
     fail_if_worse: Annotated[
         float | None,
         typer.Option(
-            help="Exit with 3 if a precision is worse than the reference by more than this, "
-            "with 4 if it is not shown to be no worse.",
+            help="Exit with 3 if a precision is worse than the reference by more than this, in the metric's "
+            "unit (0.005 is half a point of accuracy); with 4 if it is not shown to be no worse.",
             show_default=False,
         ),
     ] = None,
