@@ -81,6 +81,7 @@ src/PKG/data/epoch_shuffle.py
 src/PKG/data/fingerprint.py
 src/PKG/data/kept.py
 src/PKG/data/resumable_loader.py
+src/PKG/data/shared_examples.py
 src/PKG/ema.py
 src/PKG/entry_point.py
 src/PKG/environment.py

@@ -43,6 +43,16 @@ def test_examples(tmp_path: Path) -> None:
     )
 
 
+def test_pictures_for_testing_that_are_trained_on_are_told(tmp_path: Path) -> None:
+    written = write_cifar10(tmp_path / "data")
+    test = written["test_batch"]
+    test[[7, 9], 1:] = written["data_batch_2"][3, 1:]  # one under another label
+    test.tofile(tmp_path / "data" / "test_batch.bin")
+    message = r"^2 of 20 images of test are in train too, such as .*test_batch\.bin, record 7\.$"
+    with pytest.warns(UserWarning, match=message):
+        CIFAR10DataModule(str(tmp_path / "data")).setup()
+
+
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     written = write_cifar10(folder)

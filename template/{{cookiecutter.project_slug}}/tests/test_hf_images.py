@@ -26,7 +26,7 @@ def table(rows: int, label: Any = None, start: int = 0) -> Any:
     return datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(), "label": label}))
 
 
-def write_parquet(path: Path, labels: list[Any], image: bytes | None = None) -> None:
+def write_parquet(path: Path, labels: list[Any], image: bytes | None = None, start: int = 0) -> None:
     """Write a table without any description of its columns, as other programs do."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -36,7 +36,7 @@ def write_parquet(path: Path, labels: list[Any], image: bytes | None = None) -> 
         picture(seed).save(buffer, "png")
         return buffer.getvalue()
 
-    images = [{"bytes": png(i), "path": None} for i in range(len(labels))]
+    images = [{"bytes": png(start + i), "path": None} for i in range(len(labels))]
     if image is not None:
         images[-1]["bytes"] = image
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def test_save_to_disk(tmp_path: Path) -> None:
 
 def test_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", ["dog", "cat"] * 10)
-    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", ["cat", "dog"])
+    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", ["cat", "dog"], start=50)
     columns = {"image_column": "picture", "label_column": "kind"}
     module = HFImagesDataModule(str(tmp_path / "data"), **columns)  # type: ignore[arg-type]
     assert sizes(module) == {"train": 18, "val": 2, "test": 2}
@@ -102,11 +102,19 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_folders_of_parquet_tell_the_split(tmp_path: Path) -> None:
     data = tmp_path / "test" / "data"  # folders above the data tell nothing
-    for split, labels in {"train": [0, 1] * 10, "validation": [0, 1] * 2, "test": [1, 0] * 3}.items():
-        write_parquet(data / "default" / split / "0000.parquet", labels)
+    rows = {"train": [0, 1] * 10, "validation": [0, 1] * 2, "test": [1, 0] * 3}
+    for i, (split, labels) in enumerate(rows.items()):
+        write_parquet(data / "default" / split / "0000.parquet", labels, start=50 * i)
     columns = {"image_column": "picture", "label_column": "kind"}
     module = HFImagesDataModule(str(data), **columns)  # type: ignore[arg-type]
     assert sizes(module) == {"train": 20, "val": 4, "test": 6}
+
+
+def test_images_in_two_given_splits_are_told(tmp_path: Path) -> None:
+    splits = {"train": table(20), "validation": table(4, start=50), "test": table(6, start=17)}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "data"))
+    with pytest.warns(UserWarning, match=r"^3 of 6 images of test are in train too, such as row 0 of test\.$"):
+        sizes(HFImagesDataModule(str(tmp_path / "data")))
 
 
 def test_labels_out_of_range(tmp_path: Path) -> None:

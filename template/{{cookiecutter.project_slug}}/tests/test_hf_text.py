@@ -65,6 +65,15 @@ def test_missing_splits_come_from_training(tmp_path: Path) -> None:
         language_data(folder, val_split="dev")
 
 
+def test_texts_in_two_given_splits_are_told(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "data", train=range(40), validation=range(40, 50), test=range(38, 60))
+    place = r"such as .*test-00000-of-00001\.parquet, row 1"
+    with pytest.warns(UserWarning, match=rf"^4 of 44 paragraphs of test are in train too, {place}: 'Row 38 .*'\.$"):
+        language_data(folder)
+    with pytest.warns(UserWarning, match=rf"^2 of 22 texts of test are in train too, {place}\.$"):
+        labelled_data(folder)
+
+
 def test_saved_to_disk(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()

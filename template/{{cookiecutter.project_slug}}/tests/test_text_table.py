@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from {{cookiecutter.package_name}}.data.base import SPLITS
 from {{cookiecutter.package_name}}.data.kept import check_kept
@@ -83,6 +84,21 @@ def test_files_of_their_own_for_validation_and_testing(tmp_path: Path) -> None:
     assert len(made.examples.texts["train"]) + len(made.examples.texts["val"]) == 40
     whole = module(train, test_path=str(test), val_path=str(test))
     assert whole.examples.texts["train"] == [text for text, _ in ROWS[:40]]
+
+
+def test_texts_in_two_given_splits_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = write_table(tmp_path / "train.csv", ROWS[:40])
+    val = write_table(tmp_path / "val.csv", ROWS[40:60])
+    rows = [*ROWS[60:], (ROWS[3][0].upper() + " !", "no"), ROWS[5]]
+    test = write_table(tmp_path / "test.csv", rows)
+    # Each text takes two lines, and the header one.
+    message = r"^2 of 22 texts of test are in train too, such as .*test\.csv, line 42\.$"
+    with pytest.warns(UserWarning, match=message) as told:
+        made = module(train, val_path=str(val), test_path=str(test))
+    assert len(told) == 1
+    made.fingerprint()  # without another warning
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    module(train, val_path=str(val), test_path=str(test))  # the first of several processes has told
 
 
 def test_integers_are_ordered_as_numbers(tmp_path: Path) -> None:

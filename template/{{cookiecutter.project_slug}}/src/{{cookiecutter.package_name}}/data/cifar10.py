@@ -17,6 +17,7 @@ from {{cookiecutter.package_name}}.data.images import (
     hash_of,
     require_path,
 )
+from {{cookiecutter.package_name}}.data.shared_examples import warn_of_shared
 
 TRAIN_FILES = [f"data_batch_{i}.bin" for i in range(1, 6)]
 TEST_FILES = ["test_batch.bin"]
@@ -69,14 +70,16 @@ class CIFAR10DataModule(ImageDataModule):
             np.concatenate([read_records(folder / name, len(self.class_names)) for name in names])
             for names in (TRAIN_FILES, TEST_FILES)
         )
-        contents = [hash_of(record.tobytes()) for record in train]
-        rows = divide(train[:, 0].tolist(), contents, self.class_names, {"val": SHARES["val"]}, self.split_seed)
+        contents = {"train": contents_of_records(train), "test": contents_of_records(test)}
+        warn_of_shared(contents, "images", lambda _, record: f"{folder / TEST_FILES[0]}, record {record}")
+        shares = {"val": SHARES["val"]}
+        rows = divide(train[:, 0].tolist(), contents["train"], self.class_names, shares, self.split_seed)
         records = {"train": train[rows["train"]], "val": train[rows["val"]], "test": test}
         return {split: self._examples(found) for split, found in records.items()}
 
     def _examples(self, records: NDArray[np.uint8]) -> LabelledImages:
         pictures = ArrayPictures(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        return LabelledImages(pictures, records[:, 0].tolist(), [hash_of(r.tobytes()) for r in records], self.transform)
+        return LabelledImages(pictures, records[:, 0].tolist(), contents_of_records(records), self.transform)
 
 
 class ArrayPictures:
@@ -122,6 +125,11 @@ def read_records(file: Path, num_classes: int) -> NDArray[np.uint8]:
         label = records[wrong[0], 0]
         raise ValueError(f"{file}, record {wrong[0]}, has the label {label}: accepted are 0 to {num_classes - 1}.")
     return records
+
+
+def contents_of_records(records: NDArray[np.uint8]) -> list[str]:
+    """A hash of the pixels of each record."""
+    return [hash_of(record[1:].tobytes()) for record in records]
 
 
 def require_file(file: Path) -> None:

@@ -15,6 +15,7 @@ from {{cookiecutter.package_name}}.data.image_check import contents_of
 from {{cookiecutter.package_name}}.data.image_folder import SPLIT_NAMES, find_splits
 from {{cookiecutter.package_name}}.data.image_transform import make_transform
 from {{cookiecutter.package_name}}.data.images import ImageDataModule, LabelledImages
+from {{cookiecutter.package_name}}.data.shared_examples import warn_of_shared
 
 WHAT = "a data set's name on the Hugging Face Hub, a folder of save_to_disk, parquet files, or folders of images"
 
@@ -83,6 +84,7 @@ class HFImagesDataModule(ImageDataModule):
         self.class_names = class_names_of(tables["train"], self.label_column)
         labels = {split: self._numbers(split, table) for split, table in tables.items()}
         contents = {split: self._contents(split, table) for split, table in tables.items()}
+        warn_of_shared(contents, "images", lambda split, row: f"row {row} of {split}")
         missing = {name: share for name, share in SHARES.items() if name not in tables}
         rows = {split: list(range(len(table))) for split, table in tables.items()}
         source = {split: split if split in tables else "train" for split in SPLITS}

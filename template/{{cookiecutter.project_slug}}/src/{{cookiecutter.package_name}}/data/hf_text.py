@@ -1,11 +1,19 @@
 """A Hugging Face data set with a column of text, for a language model."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from {{cookiecutter.package_name}}.data.base import SPLITS
 from {{cookiecutter.package_name}}.data.causal_text import CausalTextDataModule
 from {{cookiecutter.package_name}}.data.hf_dataset import load_tables
-from {{cookiecutter.package_name}}.data.sections import SHARES, Section, document_of, split_documents
+from {{cookiecutter.package_name}}.data.sections import (
+    SHARES,
+    Section,
+    document_of,
+    split_documents,
+    text_key,
+)
+from {{cookiecutter.package_name}}.data.shared_examples import warn_of_shared
 from {{cookiecutter.package_name}}.data.table_reading import Table
 
 
@@ -46,6 +54,7 @@ class HuggingFaceTextDataModule(CausalTextDataModule):
         """
         tables = load_tables(self.path, [self.text_column], self.split_names, self.subset, self.cache_dir)
         documents = {split: documents_of(table, self.text_column) for split, table in tables.items()}
+        warn_of_repeats(documents)
         shares = {split: share for split, share in SHARES.items() if split not in tables}
         if shares:
             try:
@@ -70,3 +79,19 @@ def documents_of(table: Table, column: str) -> list[Section]:
     if not documents:
         raise ValueError(f"{table.place(0)}: column {column!r} holds no text, here or in any other row.")
     return documents
+
+
+def warn_of_repeats(documents: Mapping[str, Sequence[Section]]) -> None:
+    """Warn if paragraphs of the splits that came with the data are also in the training split."""
+    if len(documents) > 1:
+        paragraphs = {
+            split: [(section.topic, paragraph) for section in sections for paragraph in section.paragraphs]
+            for split, sections in documents.items()
+        }
+        keys = {split: [text_key(paragraph) for _, paragraph in found] for split, found in paragraphs.items()}
+
+        def name_of(split: str, number: int) -> str:
+            place, paragraph = paragraphs[split][number]
+            return f"{place}: {paragraph[:40]!r}"
+
+        warn_of_shared(keys, "paragraphs", name_of)

@@ -1,6 +1,5 @@
 """A folder of images, one folder per class."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from {{cookiecutter.package_name}}.data.images import (
     LabelledImages,
     require_path,
 )
+from {{cookiecutter.package_name}}.data.shared_examples import warn_of_shared
 
 #: Names under which a split may come.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
@@ -80,7 +80,11 @@ class ImageFolderDataModule(ImageDataModule):
         names = [file.relative_to(root).as_posix() for file in files]
         contents = contents_of(names, ImageFiles(files).read, self.verify)
         rows = {split: [i for i, name in enumerate(given) if name == split] for split in splits}
-        warn_of_shared({split: [contents[i] for i in members] for split, members in rows.items()}, names, contents)
+        warn_of_shared(
+            {split: [contents[i] for i in members] for split, members in rows.items()},
+            "images",
+            lambda split, number: names[rows[split][number]],
+        )
         missing = {name: share for name, share in SHARES.items() if name not in rows}
         if missing:
             train = rows["train"]
@@ -148,12 +152,3 @@ def find_classes(folder: Path) -> dict[str, list[Path]]:
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, hidden ones aside, by name."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def warn_of_shared(splits: dict[str, list[str]], names: list[str], contents: list[str]) -> None:
-    """Warn if images of the splits that came with the data are also in the training split."""
-    for split, members in splits.items():
-        shared = set(members) & set(splits["train"]) if split != "train" else set()
-        if shared:
-            example = names[contents.index(next(content for content in members if content in shared))]
-            warnings.warn(f"{len(shared)} images of {split} are in train too, such as {example}.", stacklevel=3)

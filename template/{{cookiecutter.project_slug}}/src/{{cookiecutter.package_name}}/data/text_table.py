@@ -13,7 +13,8 @@ from {{cookiecutter.package_name}}.data.labels import (
     require_trained,
     stratified,
 )
-from {{cookiecutter.package_name}}.data.sections import SHARES
+from {{cookiecutter.package_name}}.data.sections import SHARES, text_key
+from {{cookiecutter.package_name}}.data.shared_examples import warn_of_shared
 from {{cookiecutter.package_name}}.data.table_reading import Table, read_table
 from {{cookiecutter.package_name}}.data.text_reading import find_files
 
@@ -91,6 +92,9 @@ def split_tables(
         for split, table in tables.items()
     }
     texts = {split: list(table.columns[text_column]) for split, table in tables.items()}
+    if len(tables) > 1:
+        keys = {split: [text_key(text) for text in found] for split, found in texts.items()}
+        warn_of_shared(keys, "texts", lambda split, row: tables[split].place(row))
     shares = {split: share for split, share in SHARES.items() if split not in tables}
     if shares:
         split_of = stratified(texts["train"], numbers["train"], split_seed, shares)
