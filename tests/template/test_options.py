@@ -79,6 +79,7 @@ src/PKG/data/base.py
 src/PKG/data/epoch_draws.py
 src/PKG/data/epoch_shuffle.py
 src/PKG/data/fingerprint.py
+src/PKG/data/hf_dataset.py
 src/PKG/data/kept.py
 src/PKG/data/resumable_loader.py
 src/PKG/data/shared_examples.py
@@ -96,6 +97,7 @@ src/PKG/meeting_point.py
 src/PKG/models/__init__.py
 src/PKG/other_process.py
 src/PKG/overrides.py
+src/PKG/packages.py
 src/PKG/prediction.py
 src/PKG/prediction_file.py
 src/PKG/preemption.py
@@ -200,8 +202,8 @@ conf/search/lm.yaml
 src/PKG/baselines/bigram.py
 src/PKG/baselines/tfidf.py
 src/PKG/data/causal_text.py
-src/PKG/data/hf_dataset.py
 src/PKG/data/hf_labelled_text.py
+src/PKG/data/hf_tables.py
 src/PKG/data/hf_text.py
 src/PKG/data/labelled_text.py
 src/PKG/data/labels.py
@@ -219,7 +221,6 @@ src/PKG/data/topics.py
 src/PKG/models/bag_of_words.py
 src/PKG/models/gpt.py
 src/PKG/models/hugging_face.py
-src/PKG/packages.py
 src/PKG/tasks/causal_language_model.py
 src/PKG/tasks/hf_causal_lm.py
 src/PKG/tasks/hf_text_classification.py

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from {{cookiecutter.package_name}}.data.hf_images import HFImagesDataModule, import_datasets
+from {{cookiecutter.package_name}}.data.hf_images import HFImagesDataModule
 
 datasets = pytest.importorskip("datasets")
 
@@ -77,6 +77,46 @@ def test_save_to_disk(tmp_path: Path) -> None:
     assert single.fingerprint() != module.fingerprint()
 
 
+def test_images_are_decoded_when_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.DatasetDict({"train": table(20), "test": table(4, start=50)}).save_to_disk(str(tmp_path / "data"))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(datasets.Image, "decode_example", refuse)
+    module = HFImagesDataModule(str(tmp_path / "data"))
+    assert sizes(module) == {"train": 18, "val": 2, "test": 4}
+    with pytest.raises(MemoryError):
+        module.datasets["test"][0]
+
+
+def test_splits_of_other_names(tmp_path: Path) -> None:
+    splits = {"default": table(20), "validation": table(4, start=50), "holdout": table(6, start=80)}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "data"))
+    names = {"train_split": "default", "val_split": "none", "test_split": "holdout"}
+    module = HFImagesDataModule(str(tmp_path / "data"), **names)  # type: ignore[arg-type]
+    assert sizes(module) == {"train": 18, "val": 2, "test": 6}
+    with pytest.raises(ValueError, match="has no split 'dev'; it has: default, validation, holdout: name one with"):
+        HFImagesDataModule(str(tmp_path / "data"), train_split="default", val_split="dev").setup()
+
+
+def test_the_hub_is_asked_for_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*names: Any, **settings: Any) -> Any:
+        asked.append((names, settings))
+        return datasets.DatasetDict({"train": table(20)})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    module = HFImagesDataModule("some/pets", subset="small", cache_dir="here")
+    assert sizes(module) == {"train": 14, "val": 2, "test": 4}
+    assert asked == [(("some/pets", "small"), {"cache_dir": "here"})]
+    for missing in ("./pets", "pets.parquet", "some/old/pets"):
+        with pytest.raises(ValueError, match="does not exist: name a data set on the hub"):
+            HFImagesDataModule(missing).setup()
+    assert len(asked) == 1
+
+
 def test_parquet(tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", ["dog", "cat"] * 10)
     write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", ["cat", "dog"], start=50)
@@ -93,11 +133,14 @@ def test_parquet(tmp_path: Path) -> None:
 
     test = tmp_path / "data" / "test.parquet"
     write_parquet(test, ["cat", "bird"])
-    refused(r"Row 3 of test has the label 'bird' in kind: accepted are 0 to 1, the classes of train")
+    refused(r"Row 4 of test has the label 'bird' in kind: accepted are 0 to 1, the classes of train")
     write_parquet(test, ["cat", "dog"], image=b"no image")
-    refused(r"1 of 4 images cannot be read: row 3 of test \(not an image\)")
+    refused(r"1 of 4 images cannot be read: row 4 of test \(not an image\)")
     test.write_bytes(b"no parquet")
     refused(r"test\.parquet cannot be read as parquet")
+    test.unlink()
+    write_parquet(tmp_path / "data" / "valid.parquet", [])
+    refused(r"data has no rows in val")
 
 
 def test_folders_of_parquet_tell_the_split(tmp_path: Path) -> None:
@@ -113,14 +156,14 @@ def test_folders_of_parquet_tell_the_split(tmp_path: Path) -> None:
 def test_images_in_two_given_splits_are_told(tmp_path: Path) -> None:
     splits = {"train": table(20), "validation": table(4, start=50), "test": table(6, start=17)}
     datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "data"))
-    with pytest.warns(UserWarning, match=r"^3 of 6 images of test are in train too, such as row 0 of test\.$"):
+    with pytest.warns(UserWarning, match=r"^3 of 6 images of test are in train too, such as row 1 of test\.$"):
         sizes(HFImagesDataModule(str(tmp_path / "data")))
 
 
 def test_labels_out_of_range(tmp_path: Path) -> None:
     unlabelled = table(4, label=datasets.Value("int64")).map(lambda row, i: {"label": -1}, with_indices=True)
     datasets.DatasetDict({"train": table(9), "test": unlabelled}).save_to_disk(str(tmp_path / "data"))
-    with pytest.raises(ValueError, match="Row 0 of test has the label -1 in label: accepted are 0 to 1"):
+    with pytest.raises(ValueError, match="Row 1 of test has the label -1 in label: accepted are 0 to 1"):
         HFImagesDataModule(str(tmp_path / "data")).setup()
 
 
@@ -137,21 +180,21 @@ def test_folders(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"data\.path is missing"):
         HFImagesDataModule(None).setup()
-    with pytest.raises(ValueError, match="nowhere does not exist: it must be a data set's name"):
+    with pytest.raises(ValueError, match="nowhere does not exist: name a data set on the hub, a folder or a file"):
         HFImagesDataModule(str(tmp_path / "nowhere")).setup()
     datasets.DatasetDict({"test": table(4)}).save_to_disk(str(tmp_path / "data"))
-    with pytest.raises(ValueError, match="has no split train; it has: test"):
+    with pytest.raises(ValueError, match="has no split 'train'; it has: test: name one with data.train_split="):
         HFImagesDataModule(str(tmp_path / "data")).setup()
 
-    def offline(*_: Any) -> None:
+    def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach\nthe Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(ValueError, match="data.path=some/pets is no folder here, .* Couldn't reach the Hub"):
+    with pytest.raises(ValueError, match="data.path=some/pets is not here, .* Couldn't reach the Hub"):
         HFImagesDataModule("some/pets").setup()
 
 
 def test_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(ImportError, match=r'needs the package datasets: pip install -e "\.\[hf\]"'):
-        import_datasets()
+    with pytest.raises(ImportError, match=r'datasets is not installed: pip install -e "\.\[hf\]"'):
+        HFImagesDataModule("some/pets").setup()

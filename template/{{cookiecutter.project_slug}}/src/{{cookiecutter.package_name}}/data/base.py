@@ -18,6 +18,8 @@ from {{cookiecutter.package_name}}.data.fingerprint import fingerprint, parts_of
 from {{cookiecutter.package_name}}.data.resumable_loader import ResumableLoader
 
 SPLITS = ("train", "val", "test")
+#: Names under which data come with a split, the likelier ones first.
+SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "valid": "val", "dev": "val", "test": "test"}
 
 
 class DataModule(LightningDataModule):

@@ -1,88 +1,86 @@
-"""Tables from Hugging Face data sets: on the hub, saved to disk, or as files in its layout."""
+"""The splits of Hugging Face data sets: on the hub, saved to disk, or as files in its layout."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from {{cookiecutter.package_name}}.data.base import SPLITS
-from {{cookiecutter.package_name}}.data.table_reading import (
-    TABLE_SUFFIXES,
-    Table,
-    joined,
-    read_table,
-    require_columns,
-)
-from {{cookiecutter.package_name}}.data.text_reading import find_files
+from {{cookiecutter.package_name}}.data.base import SPLIT_NAMES, SPLITS
 from {{cookiecutter.package_name}}.packages import import_extra
 
-#: What data sets call the splits.
-USUAL = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 #: What a config calls a split that is to be taken from the training split, even where the data have one.
 FROM_TRAIN = "none"
+#: What a name on the hub looks like, such as glue or owner/name; a file that is missing is not looked for there.
+HUB_NAME = re.compile(r"(?!.*\.(parquet|jsonl?|csv|tsv)$)[\w-][\w.-]*(/[\w.-]+)?")
+ACCEPTED = "name a data set on the hub, a folder or a file, as in data.path=my_data"
 
 
-def load_tables(
+def load_splits(
     path: str | None,
-    columns: Sequence[str],
-    splits: Mapping[str, str | None],
+    asked: Mapping[str, str | None],
+    read_files: Callable[[Path], Mapping[str, Any]],
     subset: str | None = None,
     cache_dir: str | None = None,
-) -> dict[str, Table]:
-    """The splits that a data set has, "train" at least.
+) -> dict[str, Any]:
+    """The splits that a data set has, "train" at least, as the datasets library or `read_files` gives them.
 
     Args:
-        path: a name on the hub, a folder made by `save_to_disk`, a folder of parquet, jsonl, json, csv or tsv files
-            that bear the splits' names, or one such file.
-        columns: which ones.
-        splits: what the data set calls "train", "val" and "test"; None: the usual names; "none": leave it out.
+        path: a name on the hub, a folder made by `save_to_disk`, or a file or folder for `read_files`.
+        asked: what the data set calls "train", "val" and "test"; None: the usual names; "none": leave it out.
+        read_files: the parts of a data set in files, by the names that they have there.
         subset: of a data set on the hub that has several.
         cache_dir: where downloads go; None: where the library puts them.
 
     Raises:
-        ValueError: says what there is, if the path, a split or a column is not.
+        ValueError: says what there is, if the path or a split is not.
     """
-    if path is None:
-        raise ValueError("data.path is missing: name a data set on the hub, a folder or file, as in data.path=my_data.")
+    if not path:
+        raise ValueError(f"data.path is missing: {ACCEPTED}.")
     place = Path(path).expanduser()
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         found = import_extra("datasets", "hf").load_from_disk(str(place))
-        parts = found if isinstance(found, dict) else {"train": found}
-    elif place.exists() or path.startswith((".", "/", "~")) or place.suffix in TABLE_SUFFIXES:
-        files = find_files(path, [f"*{suffix}" for suffix in TABLE_SUFFIXES])
-        parts = files_by_split(files)
-    else:
+        parts: Mapping[str, Any] = found if isinstance(found, dict) else {"train": found}
+    elif place.exists():
+        parts = read_files(place)
+    elif HUB_NAME.fullmatch(path):
         parts = download(path, subset, cache_dir)
-    names = {split: split_name(split, splits.get(split), list(parts), path) for split in SPLITS}
-    return {
-        split: table_of(parts[name], columns, f"{path} ({name})") for split, name in names.items() if name is not None
-    }
+    else:
+        raise ValueError(f"data.path={path} does not exist: {ACCEPTED}.")
+    names = {split: split_name(split, asked[split], list(parts), path) for split in SPLITS}
+    splits = {split: parts[name] for split, name in names.items() if name is not None}
+    empty = [split for split, part in splits.items() if not len(part)]
+    if empty:
+        raise ValueError(f"data.path={path} has no rows in {', '.join(empty)}.")
+    return splits
 
 
-def download(path: str, subset: str | None, cache_dir: str | None) -> dict[str, Any]:
-    """The splits of a data set on the hub.
+def download(path: str, subset: str | None, cache_dir: str | None) -> Mapping[str, Any]:
+    """The parts of a data set on the hub.
 
     Raises:
         ValueError: if it cannot be had.
     """
     library = import_extra("datasets", "hf")
     try:
-        found: dict[str, Any] = library.load_dataset(path, subset, cache_dir=cache_dir)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"data.path={path} is no local file or folder, and not to be had from the hub: {first}"
-        ) from error
+        found: Mapping[str, Any] = library.load_dataset(path, subset, cache_dir=cache_dir)
+    except Exception as error:  # the hub's client raises many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"data.path={path} is not here, and the hub did not give it: {reason}") from error
     return found
 
 
-def files_by_split(files: Sequence[Path]) -> dict[str, Any]:
-    """Files by the split that their names tell, as in test-00000-of-00001.parquet; all others are for training."""
+def files_by_split(files: Sequence[Path], place: Path) -> dict[str, list[Path]]:
+    """Files by the split that their names tell, or folders that they lie in; all others are for training.
+
+    Args:
+        files: such as test-00000-of-00001.parquet or test/0000.parquet, as the hub has them.
+        place: where they lie; folders above it tell nothing.
+    """
     parts: dict[str, list[Path]] = {}
-    known = {name for names in USUAL.values() for name in names}
     for file in files:
-        words = [*re.split(r"[^a-z]+", file.stem.lower()), file.parent.name.lower()]
-        name = next((word for word in words if word in known), "train")
+        folders = file.relative_to(place).parts[:-1]
+        words = [*re.split(r"[^a-z]+", file.stem.lower()), *(folder.lower() for folder in reversed(folders))]
+        name = next((word for word in words if word in SPLIT_NAMES), "train")
         parts.setdefault(name, []).append(file)
     return parts
 
@@ -95,30 +93,11 @@ def split_name(split: str, asked: str | None, there: Sequence[str], path: str) -
     """
     if asked == FROM_TRAIN and split != "train":
         return None
-    found = next((name for name in ([asked] if asked else USUAL[split]) if name in there), None)
+    usual = [name for name, meant in SPLIT_NAMES.items() if meant == split]
+    found = next((name for name in ([asked] if asked else usual) if name in there), None)
     if found is None and (asked is not None or split == "train"):
         raise ValueError(
             f"data.path={path} has no split {asked or split!r}; it has: {', '.join(there)}: "
             f"name one with data.{split}_split=..."
         )
     return found
-
-
-def table_of(part: Any, columns: Sequence[str], source: str) -> Table:
-    """The columns of one split.
-
-    Args:
-        part: its files, or a data set of the datasets library.
-        columns: which ones.
-        source: what messages call it.
-
-    Raises:
-        ValueError: names the file and row, or the missing column.
-    """
-    if isinstance(part, list):
-        return joined([read_table(file, columns) for file in part])
-    require_columns(source, columns, part.column_names)
-    # A label column knows the names of its classes, whose numbers stand in the rows.
-    class_names = next((names for name in columns if (names := getattr(part.features[name], "names", None))), None)
-    values = {name: list(part[name]) for name in columns}
-    return Table([source] * len(part), "row", range(1, len(part) + 1), values, class_names)

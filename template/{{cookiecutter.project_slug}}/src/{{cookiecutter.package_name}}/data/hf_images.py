@@ -1,23 +1,23 @@
 """Images from Hugging Face `datasets`, from the hub or from files."""
 
-import importlib
-import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 from torch.utils.data import Dataset
 
 from {{cookiecutter.package_name}}.checks import require_seed
 from {{cookiecutter.package_name}}.data.base import SPLITS
 from {{cookiecutter.package_name}}.data.class_splits import SHARES, divide
+from {{cookiecutter.package_name}}.data.hf_dataset import files_by_split, load_splits
 from {{cookiecutter.package_name}}.data.image_check import contents_of
-from {{cookiecutter.package_name}}.data.image_folder import SPLIT_NAMES, find_splits
+from {{cookiecutter.package_name}}.data.image_folder import find_splits
 from {{cookiecutter.package_name}}.data.image_transform import make_transform
 from {{cookiecutter.package_name}}.data.images import ImageDataModule, LabelledImages
 from {{cookiecutter.package_name}}.data.shared_examples import warn_of_shared
-
-WHAT = "a data set's name on the Hugging Face Hub, a folder of save_to_disk, parquet files, or folders of images"
+from {{cookiecutter.package_name}}.packages import import_extra
 
 
 class HFImagesDataModule(ImageDataModule):
@@ -26,10 +26,14 @@ class HFImagesDataModule(ImageDataModule):
     A split that the data set lacks is cut from the training images, class by class; equal images stay together.
 
     Args:
-        path: a name on the hub (which is then downloaded), or a local folder or file.
-        name: which configuration of a data set on the hub.
+        path: a name on the hub, a folder made by `save_to_disk`, a folder or file of parquet, or a folder of images.
+        subset: of a data set on the hub that has several.
         image_column: the column with the images.
         label_column: the column with the classes: numbers or names.
+        train_split: what the data set calls it; None: train.
+        val_split: None: validation, or what else it is usually called; "none": some of the training images.
+        test_split: None: test; "none": some of the training images.
+        cache_dir: where downloads go; None: where the datasets library puts them.
         image_size: images are resized and cut to this height and width, in pixels.
         num_channels: 3 for colour, 1 for grey.
         batch_size: images per batch, on each rank.
@@ -46,9 +50,13 @@ class HFImagesDataModule(ImageDataModule):
     def __init__(
         self,
         path: str | None,
-        name: str | None = None,
+        subset: str | None = None,
         image_column: str = "image",
         label_column: str = "label",
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
+        cache_dir: str | None = None,
         image_size: int = 64,
         num_channels: int = 3,
         batch_size: int = 64,
@@ -64,8 +72,10 @@ class HFImagesDataModule(ImageDataModule):
         transform = make_transform(image_size, num_channels, mean, std, random_crop, flip)
         super().__init__(batch_size, transform, num_workers, pin_memory)
         require_seed(split_seed=split_seed)
-        self.path, self.name, self.split_seed, self.verify = path, name, split_seed, verify
+        self.path, self.subset, self.cache_dir = path, subset, cache_dir
+        self.split_names = {"train": train_split, "val": val_split, "test": test_split}
         self.image_column, self.label_column = image_column, label_column
+        self.split_seed, self.verify = split_seed, verify
 
     def make_datasets(self) -> dict[str, Dataset[Any]]:
         """Images of each split.
@@ -73,7 +83,7 @@ class HFImagesDataModule(ImageDataModule):
         Raises:
             ValueError: names the column, or the split and row, with which something is wrong.
         """
-        tables = load_tables(self.path, self.name)
+        tables = load_splits(self.path, self.split_names, read_files, self.subset, self.cache_dir)
         for split, table in tables.items():
             for setting in ("image_column", "label_column"):
                 column = getattr(self, setting)
@@ -84,7 +94,7 @@ class HFImagesDataModule(ImageDataModule):
         self.class_names = class_names_of(tables["train"], self.label_column)
         labels = {split: self._numbers(split, table) for split, table in tables.items()}
         contents = {split: self._contents(split, table) for split, table in tables.items()}
-        warn_of_shared(contents, "images", lambda split, row: f"row {row} of {split}")
+        warn_of_shared(contents, "images", lambda split, row: f"row {row + 1} of {split}")
         missing = {name: share for name, share in SHARES.items() if name not in tables}
         rows = {split: list(range(len(table))) for split, table in tables.items()}
         source = {split: split if split in tables else "train" for split in SPLITS}
@@ -104,17 +114,17 @@ class HFImagesDataModule(ImageDataModule):
         values = table[self.label_column][:]
         numbers = {name: i for i, name in enumerate(self.class_names)}
         labels = [numbers.get(value, -1) if isinstance(value, str) else value for value in values]
-        for row, label in enumerate(labels):
+        for row, label in enumerate(labels, start=1):
             if not isinstance(label, int) or not 0 <= label < len(self.class_names):
                 raise ValueError(
-                    f"Row {row} of {split} has the label {values[row]!r} in {self.label_column}: "
+                    f"Row {row} of {split} has the label {values[row - 1]!r} in {self.label_column}: "
                     f"accepted are 0 to {len(self.class_names) - 1}, the classes of train."
                 )
         return labels
 
     def _contents(self, split: str, table: Any) -> list[str]:
-        datasets = import_datasets()
-        names = [f"row {i} of {split}" for i in range(len(table))]
+        datasets = import_extra("datasets", "hf")
+        names = [f"row {row} of {split}" for row in range(1, len(table) + 1)]
         undecoded = table.select_columns([self.image_column]).cast_column(
             self.image_column, datasets.Image(decode=False)
         )
@@ -137,65 +147,25 @@ class TablePictures:
     """
 
     def __init__(self, table: Any, column: str) -> None:
-        datasets = import_datasets()
+        datasets = import_extra("datasets", "hf")
         self.table, self.column = table.select_columns([column]).cast_column(column, datasets.Image()), column
 
     def __getitem__(self, index: int) -> Image.Image:
         return self.table[index][self.column]
 
 
-def import_datasets() -> Any:
-    """The package `datasets`.
+def read_files(place: Path) -> dict[str, Any]:
+    """Tables of a parquet file or a folder of such, or of a folder of images, by split.
 
     Raises:
-        ImportError: says how to install it.
+        ValueError: names the file or folder with which something is wrong.
     """
-    try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
-        raise ImportError('data=hf_images needs the package datasets: pip install -e ".[hf]".') from error
-
-
-def load_tables(path: str | None, name: str | None) -> dict[str, Any]:
-    """The data set at a path or of a name, by split; local files are read in place, without a cache.
-
-    Raises:
-        ValueError: if there is no such data set, or none of its splits is for training.
-    """
-    if not path:
-        raise ValueError(f"data.path is missing: add data.path=..., {WHAT}.")
-    datasets, place = import_datasets(), Path(path)
-    if place.exists():
-        found = load_local(place)
-    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path):
-        try:
-            found = datasets.load_dataset(path, name)
-        except Exception as error:  # the hub's client raises many kinds
-            reason = " ".join(str(error).split())
-            raise ValueError(f"data.path={path} is no folder here, and the hub did not give it: {reason}") from error
-    else:
-        raise ValueError(f"data.path={path} does not exist: it must be {WHAT}.")
-    tables = {SPLIT_NAMES[split]: table for split, table in found.items() if split in SPLIT_NAMES}
-    if "train" not in tables:
-        raise ValueError(f"data.path={path} has no split train; it has: {', '.join(found) or 'none'}.")
-    empty = [split for split, table in tables.items() if not len(table)]
-    if empty:
-        raise ValueError(f"data.path={path} has no rows in {', '.join(empty)}.")
-    return tables
-
-
-def load_local(place: Path) -> dict[str, Any]:
-    """The splits of a local data set, whichever form it has."""
-    datasets = import_datasets()
-    if (place / "dataset_dict.json").is_file():
-        return dict(datasets.load_from_disk(str(place)))
-    if (place / "state.json").is_file():
-        return {"train": datasets.load_from_disk(str(place))}
     files = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
     if files:
-        return load_parquet(files, place)
+        return {name: read_parquet(found) for name, found in files_by_split(files, place).items()}
     splits = find_splits(place)
     names = sorted(splits["train"])
+    datasets = import_extra("datasets", "hf")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     tables = {}
     for split, classes in splits.items():
@@ -207,29 +177,19 @@ def load_local(place: Path) -> dict[str, Any]:
     return tables
 
 
-def load_parquet(files: list[Path], place: Path) -> dict[str, Any]:
-    """Tables by split, as told by a file's name or by a folder that it lies in; other files are for training.
-
-    Args:
-        files: to read.
-        place: where they lie; folders above it tell nothing.
+def read_parquet(files: list[Path]) -> Any:
+    """The rows of parquet files as one table, read in place, without a cache.
 
     Raises:
         ValueError: names the file that cannot be read.
     """
-    datasets = import_datasets()
-    pa, pq = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")  # datasets brings it
-    parts: dict[str, list[Any]] = {}
+    tables = []
     for file in files:
-        folders = file.relative_to(place).parts[:-1]  # such as test in test/0000.parquet, as the hub has them
-        words = [*re.split(r"[^a-z]+", file.stem.lower()), *(folder.lower() for folder in reversed(folders))]
-        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
         try:
-            table = pq.read_table(file, memory_map=True)
+            tables.append(pq.read_table(file, memory_map=True))
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file} cannot be read as parquet: {error}") from error
-        parts.setdefault(split, []).append(table)
-    return {split: datasets.Dataset(pa.concat_tables(tables)) for split, tables in parts.items()}
+    return import_extra("datasets", "hf").Dataset(pa.concat_tables(tables))
 
 
 def class_names_of(table: Any, column: str) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from {{cookiecutter.package_name}}.data.hf_dataset import load_tables
+from {{cookiecutter.package_name}}.data.hf_tables import load_tables
 from {{cookiecutter.package_name}}.data.labelled_text import LabelledSplits, LabelledTextDataModule
 from {{cookiecutter.package_name}}.data.text_table import split_tables
 

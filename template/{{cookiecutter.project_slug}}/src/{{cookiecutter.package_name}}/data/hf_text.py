@@ -5,7 +5,7 @@ from typing import Any
 
 from {{cookiecutter.package_name}}.data.base import SPLITS
 from {{cookiecutter.package_name}}.data.causal_text import CausalTextDataModule
-from {{cookiecutter.package_name}}.data.hf_dataset import load_tables
+from {{cookiecutter.package_name}}.data.hf_tables import load_tables
 from {{cookiecutter.package_name}}.data.sections import (
     SHARES,
     Section,

@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from {{cookiecutter.package_name}}.checks import require_seed
-from {{cookiecutter.package_name}}.data.base import SPLITS
+from {{cookiecutter.package_name}}.data.base import SPLIT_NAMES, SPLITS
 from {{cookiecutter.package_name}}.data.class_splits import SHARES, divide
 from {{cookiecutter.package_name}}.data.image_check import contents_of, list_images
 from {{cookiecutter.package_name}}.data.image_transform import make_transform
@@ -17,9 +17,6 @@ from {{cookiecutter.package_name}}.data.images import (
     require_path,
 )
 from {{cookiecutter.package_name}}.data.shared_examples import warn_of_shared
-
-#: Names under which a split may come.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 
 
 class ImageFolderDataModule(ImageDataModule):
