@@ -25,7 +25,6 @@ IMAGE_FILES = (
     "conf/model/timm.yaml",
     "conf/search/digits.yaml",
     f"{PACKAGE}/data/cifar10.py",
-    f"{PACKAGE}/data/class_splits.py",
     f"{PACKAGE}/data/digits.py",
     f"{PACKAGE}/data/hf_images.py",
     f"{PACKAGE}/data/image_check.py",

@@ -76,6 +76,7 @@ src/PKG/compare_at_end.py
 src/PKG/csv_logger.py
 src/PKG/data/__init__.py
 src/PKG/data/base.py
+src/PKG/data/class_splits.py
 src/PKG/data/epoch_draws.py
 src/PKG/data/epoch_shuffle.py
 src/PKG/data/fingerprint.py
@@ -162,7 +163,6 @@ conf/model/small_cnn.yaml
 conf/model/timm.yaml
 conf/search/digits.yaml
 src/PKG/data/cifar10.py
-src/PKG/data/class_splits.py
 src/PKG/data/digits.py
 src/PKG/data/hf_images.py
 src/PKG/data/image_check.py

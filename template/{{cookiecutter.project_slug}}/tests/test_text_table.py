@@ -151,7 +151,7 @@ def test_rows_and_lines_of_files(tmp_path: Path) -> None:
         ("t.csv", "text,label\na,b,c\n", "t.csv, line 2: 3 cells, and the header has 2"),
         ("t.csv", 'text,label\n"a"b,c\n', "t.csv, line 2: .*expected"),
         ("t.csv", "text,label\na,x\nb,x\n", "t.csv: column 'label' holds one class only, 'x'"),
-        ("t.csv", "text,label\na,x\nb,y\n", "t.csv: the val split is empty"),
+        ("t.csv", "text,label\na,x\nb,y\n", "t.csv: no class has 3 different examples, one for each of train, val"),
         ("t.jsonl", '{"text": "a", "label": 0}\n{"text": "b"\n', "t.jsonl, line 2: no JSON"),
         ("t.jsonl", '{"text": "a", "label": 0}\n\n{"text": "b"}\n', "t.jsonl, line 3 has no column 'label'"),
         ("t.jsonl", '{"text": "a", "label": 0.5}\n', "t.jsonl, line 1: label 0.5 is neither text nor an integer"),

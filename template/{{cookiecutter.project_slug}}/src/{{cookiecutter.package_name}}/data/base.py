@@ -20,6 +20,8 @@ from {{cookiecutter.package_name}}.data.resumable_loader import ResumableLoader
 SPLITS = ("train", "val", "test")
 #: Names under which data come with a split, the likelier ones first.
 SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "valid": "val", "dev": "val", "test": "test"}
+#: Shares of the data for testing and validation, where they come without these splits; the rest is for training.
+SHARES = {"test": 0.15, "val": 0.1}
 
 
 class DataModule(LightningDataModule):

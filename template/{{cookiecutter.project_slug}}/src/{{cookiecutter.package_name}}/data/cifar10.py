@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from {{cookiecutter.package_name}}.checks import require_seed
-from {{cookiecutter.package_name}}.data.class_splits import SHARES, divide
+from {{cookiecutter.package_name}}.data.base import SHARES
+from {{cookiecutter.package_name}}.data.class_splits import divide
 from {{cookiecutter.package_name}}.data.image_transform import make_transform
 from {{cookiecutter.package_name}}.data.images import (
     ImageDataModule,

@@ -3,9 +3,9 @@
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
-#: Shares of the examples for validation and testing, where the data come without these splits.
-SHARES = {"val": 0.1, "test": 0.15}
+from {{cookiecutter.package_name}}.data.base import SPLITS
 
 
 def divide(
@@ -17,6 +17,8 @@ def divide(
 ) -> dict[str, list[int]]:
     """Row numbers of the training split and of those cut from it; rows of equal content fall into the same one.
 
+    A class with fewer different examples than there are splits stays in training, with a warning.
+
     Args:
         labels: the class of each row.
         contents: what makes two rows the same example.
@@ -25,26 +27,30 @@ def divide(
         split_seed: decides which example falls into which split.
 
     Raises:
-        ValueError: names a class that has too few different examples.
+        ValueError: if no class has enough different examples.
     """
     classes: dict[Hashable, int] = {}
     for label, content in zip(labels, contents, strict=True):
         classes.setdefault(content, label)
+    members: list[list[Hashable]] = [[] for _ in class_names]
+    for content, label in classes.items():
+        members[label].append(content)
+    splits = [split for split in SPLITS if split == "train" or split in shares]
+    if max(map(len, members)) < len(splits):
+        raise ValueError(f"no class has {len(splits)} different examples, one for each of {', '.join(splits)}.")
+    few = [name for name, found in zip(class_names, members, strict=True) if 0 < len(found) < len(splits)]
+    if few:
+        named = ", ".join(few[:5]) + (", ..." if few[5:] else "")
+        rank_zero_warn(f"Classes with fewer than {len(splits)} different examples, in train only: {named}.")
     split_of: dict[Hashable, str] = {}
     generator = np.random.default_rng(split_seed)
-    for label, name in enumerate(class_names):
-        members = [content for content, member_of in classes.items() if member_of == label]
-        if len(members) <= len(shares):
-            raise ValueError(
-                f"Class {name} has {len(members)} different examples; "
-                f"{len(shares) + 1} splits (train, {', '.join(shares)}) need at least {len(shares) + 1} of each class."
-            )
-        order = [members[i] for i in generator.permutation(len(members))]
-        for split, share in shares.items():
-            count = max(1, min(round(share * len(members)), len(members) // (len(shares) + 1)))
+    for found in members:
+        order = [found[i] for i in generator.permutation(len(found))]
+        for split in splits[1:]:
+            count = min(max(1, round(shares[split] * len(found))), len(found) // len(splits))
             split_of.update(dict.fromkeys(order[:count], split))
             order = order[count:]
-    rows: dict[str, list[int]] = {name: [] for name in ("train", *shares)}
+    rows: dict[str, list[int]] = {split: [] for split in splits}
     for row, content in enumerate(contents):
         rows[split_of.get(content, "train")].append(row)
     return rows

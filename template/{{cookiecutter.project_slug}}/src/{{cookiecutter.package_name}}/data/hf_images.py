@@ -9,8 +9,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from {{cookiecutter.package_name}}.checks import require_seed
-from {{cookiecutter.package_name}}.data.base import SPLITS
-from {{cookiecutter.package_name}}.data.class_splits import SHARES, divide
+from {{cookiecutter.package_name}}.data.base import SHARES, SPLITS
+from {{cookiecutter.package_name}}.data.class_splits import divide
 from {{cookiecutter.package_name}}.data.hf_dataset import files_by_split, load_splits
 from {{cookiecutter.package_name}}.data.image_check import contents_of
 from {{cookiecutter.package_name}}.data.image_folder import find_splits

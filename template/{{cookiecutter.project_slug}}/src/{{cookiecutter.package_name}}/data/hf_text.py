@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from {{cookiecutter.package_name}}.data.base import SPLITS
+from {{cookiecutter.package_name}}.data.base import SHARES, SPLITS
 from {{cookiecutter.package_name}}.data.causal_text import CausalTextDataModule
 from {{cookiecutter.package_name}}.data.hf_tables import load_tables
 from {{cookiecutter.package_name}}.data.sections import (
-    SHARES,
     Section,
     document_of,
     split_documents,

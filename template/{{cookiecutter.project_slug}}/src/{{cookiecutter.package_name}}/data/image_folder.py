@@ -6,8 +6,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from {{cookiecutter.package_name}}.checks import require_seed
-from {{cookiecutter.package_name}}.data.base import SPLIT_NAMES, SPLITS
-from {{cookiecutter.package_name}}.data.class_splits import SHARES, divide
+from {{cookiecutter.package_name}}.data.base import SHARES, SPLIT_NAMES, SPLITS
+from {{cookiecutter.package_name}}.data.class_splits import divide
 from {{cookiecutter.package_name}}.data.image_check import contents_of, list_images
 from {{cookiecutter.package_name}}.data.image_transform import make_transform
 from {{cookiecutter.package_name}}.data.images import (

@@ -1,13 +1,8 @@
 """From the labels of a table to class numbers, with care."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 from {{cookiecutter.package_name}}.data.base import SPLITS
-from {{cookiecutter.package_name}}.data.sections import text_key
 from {{cookiecutter.package_name}}.data.table_reading import Table
 
 
@@ -81,34 +76,3 @@ def require_trained(numbers: dict[str, list[int]], class_names: Sequence[str]) -
             others = [split for split in SPLITS[1:] if number in numbers[split]]
             where = f", only in {' and '.join(others)}" if others else ""
             raise ValueError(f"class {name!r} has no example in the train split{where}: leave it out, or add some.")
-    for split in SPLITS:
-        if not numbers[split]:
-            raise ValueError(f"the {split} split is empty: there are too few different texts to be split.")
-
-
-def stratified(
-    texts: Sequence[str], numbers: Sequence[int], split_seed: int, shares: Mapping[str, float]
-) -> NDArray[Any]:
-    """The split of each row, by its place in `SPLITS`: each class is divided alike.
-
-    Texts that are the same but for case, spaces and punctuation stay in one split.
-
-    Args:
-        texts: of all rows.
-        numbers: class numbers of all rows.
-        split_seed: decides which text falls into which split.
-        shares: of "val" and "test"; the rest is for training.
-    """
-    _, first, group = np.unique([text_key(text) for text in texts], return_index=True, return_inverse=True)
-    group = group.reshape(-1)
-    # Groups in the order of the rows, so that their numbers do not depend on the keys.
-    group_class = np.asarray(numbers)[first]
-    random = np.random.default_rng(split_seed)
-    split_of = np.zeros(len(first), dtype=np.int64)
-    for number in sorted(set(numbers)):
-        members = np.flatnonzero(group_class == number)
-        members = random.permutation(members[np.argsort(first[members])])
-        num_val, num_test = (round(shares.get(split, 0.0) * len(members)) for split in ("val", "test"))
-        split_of[members[:num_test]] = SPLITS.index("test")
-        split_of[members[num_test : num_test + num_val]] = SPLITS.index("val")
-    return split_of[group]

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from {{cookiecutter.package_name}}.data.base import SPLITS
+from {{cookiecutter.package_name}}.data.base import SHARES, SPLITS
 
-#: Shares of the text for testing and validation; the rest is for training.
-SHARES = {"test": 0.15, "val": 0.1}
 #: With fewer documents than these, parts of documents are dealt out to the splits instead of whole ones.
 MANY = 20
 #: How many parts a text is cut into then.

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from {{cookiecutter.package_name}}.data.base import SPLITS
+from {{cookiecutter.package_name}}.data.base import SHARES, SPLITS
+from {{cookiecutter.package_name}}.data.class_splits import divide
 from {{cookiecutter.package_name}}.data.labelled_text import LabelledSplits, LabelledTextDataModule
 from {{cookiecutter.package_name}}.data.labels import (
     class_numbers,
     names_of,
     read_labels,
     require_trained,
-    stratified,
 )
-from {{cookiecutter.package_name}}.data.sections import SHARES, text_key
+from {{cookiecutter.package_name}}.data.sections import text_key
 from {{cookiecutter.package_name}}.data.shared_examples import warn_of_shared
 from {{cookiecutter.package_name}}.data.table_reading import Table, read_table
 from {{cookiecutter.package_name}}.data.text_reading import find_files
@@ -92,20 +92,17 @@ def split_tables(
         for split, table in tables.items()
     }
     texts = {split: list(table.columns[text_column]) for split, table in tables.items()}
-    if len(tables) > 1:
-        keys = {split: [text_key(text) for text in found] for split, found in texts.items()}
-        warn_of_shared(keys, "texts", lambda split, row: tables[split].place(row))
-    shares = {split: share for split, share in SHARES.items() if split not in tables}
-    if shares:
-        split_of = stratified(texts["train"], numbers["train"], split_seed, shares)
-        all_texts, all_numbers = texts["train"], numbers["train"]
-        for split in ("train", *shares):
-            rows = (split_of == SPLITS.index(split)).nonzero()[0]
-            texts[split] = [all_texts[row] for row in rows]
-            numbers[split] = [all_numbers[row] for row in rows]
     if len(names) < 2:
         raise ValueError(f"{tables['train'].sources[0]}: column {label_column!r} holds one class only, {names[0]!r}.")
+    keys = {split: [text_key(text) for text in found] for split, found in texts.items()}
+    warn_of_shared(keys, "texts", lambda split, row: tables[split].place(row))
+    shares = {split: share for split, share in SHARES.items() if split not in tables}
     try:
+        if shares:
+            rows = divide(numbers["train"], keys["train"], names, shares, split_seed)
+            all_texts, all_numbers = texts["train"], numbers["train"]
+            texts |= {split: [all_texts[row] for row in found] for split, found in rows.items()}
+            numbers |= {split: [all_numbers[row] for row in found] for split, found in rows.items()}
         require_trained(numbers, names)
     except ValueError as error:
         raise ValueError(f"{tables['train'].sources[0]}: {error}") from error
