@@ -60,6 +60,14 @@ def test_formats_hold_the_same(tmp_path: Path, suffix: str) -> None:
     assert made.facts()["class_names"] == ["no", "yes"]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_cells_may_be_long(tmp_path: Path, suffix: str) -> None:
+    long = "long, quoted words\n" * 15_790
+    assert len(long) > 300_000
+    made = module(write_table(tmp_path / f"t.{suffix}", [*ROWS, (long, "yes")]))
+    assert long in {text for split in SPLITS for text in made.examples.texts[split]}
+
+
 def test_splits_are_stratified_and_seeded(tmp_path: Path) -> None:
     made = module(write_table(tmp_path / "t.csv", ROWS))
     counts = {split: [made.examples.labels[split].count(number) for number in (0, 1)] for split in SPLITS}

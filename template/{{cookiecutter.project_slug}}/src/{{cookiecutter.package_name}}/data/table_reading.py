@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from {{cookiecutter.package_name}}.data.text_reading import read_text
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+#: Characters that a cell of a csv may have: as many as Python takes on every system, instead of 131,072.
+LONGEST_CELL = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def read_table(path: Path, columns: Sequence[str], encoding: str = "utf-8") -> T
 
 
 def _read_csv(path: Path, columns: Sequence[str], encoding: str) -> Table:
+    csv.field_size_limit(LONGEST_CELL)
     delimiter = "\t" if path.suffix == ".tsv" else ","
     reader = csv.reader(io.StringIO(read_text(path, encoding), newline=""), delimiter=delimiter, strict=True)
     lines: list[int] = []
