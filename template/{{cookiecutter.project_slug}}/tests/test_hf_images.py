@@ -100,7 +100,7 @@ def test_splits_of_other_names(tmp_path: Path) -> None:
         HFImagesDataModule(str(tmp_path / "data"), train_split="default", val_split="dev").setup()
 
 
-def test_the_hub_is_asked_for_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_names(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[Any] = []
 
     def load_dataset(*names: Any, **settings: Any) -> Any:
@@ -110,6 +110,7 @@ def test_the_hub_is_asked_for_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     module = HFImagesDataModule("some/pets", subset="small", cache_dir="here")
     assert sizes(module) == {"train": 14, "val": 2, "test": 4}
+    assert "Asking the Hugging Face Hub for some/pets" in capsys.readouterr().err
     assert asked == [(("some/pets", "small"), {"cache_dir": "here"})]
     for missing in ("./pets", "pets.parquet", "some/old/pets"):
         with pytest.raises(ValueError, match="does not exist: name a data set on the hub"):

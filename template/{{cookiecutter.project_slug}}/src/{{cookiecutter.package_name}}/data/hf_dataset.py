@@ -1,9 +1,12 @@
 """The splits of Hugging Face data sets: on the hub, saved to disk, or as files in its layout."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from {{cookiecutter.package_name}}.data.base import SPLIT_NAMES, SPLITS
 from {{cookiecutter.package_name}}.packages import import_extra
@@ -61,6 +64,9 @@ def download(path: str, subset: str | None, cache_dir: str | None) -> Mapping[st
         ValueError: if it cannot be had.
     """
     library = import_extra("datasets", "hf")
+    # Without network the hub's client tries for half a minute, a number that no setting changes.
+    hint = "HF_HUB_OFFLINE=1 takes what was downloaded before"
+    rank_zero_only(print)(f"Asking the Hugging Face Hub for {path}; {hint}.", file=sys.stderr, flush=True)
     try:
         found: Mapping[str, Any] = library.load_dataset(path, subset, cache_dir=cache_dir)
     except Exception as error:  # the hub's client raises many kinds
