@@ -1,1 +1,4 @@
-"""{{cookiecutter.project_name}}: data, networks, tasks and what `train.py`, `eval.py` and `predict.py` do with them."""
+"""{{cookiecutter.project_name}}.
+
+Data, networks, tasks and what `train.py`, `eval.py` and `predict.py` do with them.
+"""
