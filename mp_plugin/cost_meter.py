@@ -65,6 +65,14 @@ class CostMeter(Callback):
             self._clock.ask()  # here the workers of the data loader start
 
     @override
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        # A run that goes on in the middle of an epoch does not start it.
+        if self._clock is not None:
+            self._clock.times.go()
+
+    @override
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:

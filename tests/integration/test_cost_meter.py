@@ -218,6 +218,26 @@ def test_a_resumed_run_adds_to_the_former(tmp_path):
     assert second["step_ms"]["p10"] >= 10
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_run_that_goes_on_in_the_middle_of_an_epoch_counts_from_there(tmp_path):
+    file = tmp_path / "newest.ckpt"
+
+    class Die(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                trainer.save_checkpoint(file)
+                raise ValueError("killed")
+
+    with pytest.raises(ValueError, match="killed"):
+        fit(tmp_path / "first", callbacks=(Die(),))
+    trainer = quiet_trainer(callbacks=[CostMeter(str(tmp_path / "second"))])
+    trainer.fit(Slow(0.01), regression_data(), ckpt_path=file)
+    cost = cost_of(tmp_path / "second")
+    assert (cost["steps"], cost["sessions"]) == (8, 2)
+    assert cost["train_seconds"] > 6 * 0.01
+    assert cost["step_ms"]["p10"] >= 10
+
+
 def test_one_meter_in_two_runs_and_in_one_that_goes_on(tmp_path):
     meter = CostMeter(str(tmp_path))
     trainer = quiet_trainer(callbacks=[meter])
