@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -25,12 +26,14 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 class Record(Callback):
-    def __init__(self, out, stamp, fail_on=None):
-        self.out, self.stamp, self.fail_on = Path(out), stamp, fail_on
+    def __init__(self, out, stamp, fail_on=None, end_on=None):
+        self.out, self.stamp, self.fail_on, self.end_on = Path(out), stamp, fail_on, end_on
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.fail_on == trainer.global_rank:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.end_on == trainer.global_rank and trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def on_fit_end(self, trainer, pl_module):
         digest = hashlib.sha256()
@@ -85,7 +88,9 @@ def run(project: Path, tmp_path: Path) -> Iterator[Run]:
     paths = [str(project / "src"), str(tmp_path / "extra"), os.environ.get("PYTHONPATH", "")]
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "HYDRA_"))}
 
-    def command(*words: str, status: int | None = 0, until: Callable[[], bool] = lambda: False, **variables: str) -> str:
+    def command(
+        *words: str, status: int | None = 0, until: Callable[[], bool] = lambda: False, **variables: str
+    ) -> str:
         environment = plain | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))} | variables
         log = tmp_path / "log.txt"
         with open(log, "w") as stream:
@@ -191,6 +196,26 @@ def test_a_process_that_dies_ends_its_run_and_nothing_else(project, run, tmp_pat
     done = run(sys.executable, str(project / "train.py"), *DDP, *QUIET, *fails, status=1, MARK=str(where))
     assert "Process 1 of 2 ended with status -9" in done
     assert not left_alive(f"MARK={where}")
+
+
+def test_a_process_that_is_told_to_end_ends_its_run_and_loses_no_step(project, run, tmp_path):
+    where = tmp_path / "where"
+    for rank, name in enumerate(("first", "second", "whole")):  # there is no third process to be told
+        settings = [
+            "trainer.max_epochs=1",
+            *QUIET[1:],
+            *record(f"end_on: {rank}"),
+            "callbacks.record.stamp=0",
+            "resume=latest",
+        ]
+        command = (sys.executable, str(project / "train.py"), *DDP, *settings, f"hydra.run.dir={where / name}")
+        if name != "whole":
+            run(*command, status=128 + signal.SIGTERM, MARK=str(where))
+            assert not left_alive(f"MARK={where}")
+            checkpoint = torch.load(where / name / "checkpoints" / "last.ckpt", weights_only=True)
+            assert checkpoint["global_step"] == 2
+        run(*command)
+    assert len({facts["weights"] for name in ("first", "second", "whole") for facts in ranks(where / name)}) == 1
 
 
 @pytest.mark.parametrize("experiment", ["digits", "lm"])
