@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from {{cookiecutter.package_name}}.ablate import main, split
-from {{cookiecutter.package_name}}.compare_at_end import CompareAtEnd
+from {{cookiecutter.package_name}}.compare_at_end import CompareAtEnd, compare_unfinished_sweep
 
 
 def leave_run(folder: Path, precision: str, seed: int, accuracy: float) -> None:
@@ -66,7 +66,13 @@ def test_a_study_trains_compares_and_hands_its_status_on(
 
 
 def test_a_study_refused_by_the_training_ends_with_its_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(subprocess, "call", lambda command: 1)
+    def refuse(command: list[str]) -> int:
+        (directory,) = (each.partition("=")[2] for each in command if each.startswith("hydra.sweep.dir="))
+        Path(directory).mkdir(parents=True)
+        (Path(directory) / "multirun.yaml").touch()  # is there before the first run is composed
+        return 1
+
+    monkeypatch.setattr(subprocess, "call", refuse)
     project_at(tmp_path, monkeypatch)
     assert main(["nonsense"]) == 1
 
@@ -113,3 +119,10 @@ def test_a_sweep_over_something_else_ends_without_a_word(tmp_path: Path, capsys:
 def test_runs_that_cannot_be_compared_do_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CompareAtEnd().on_multirun_end(sweep_config(tmp_path))
     assert capsys.readouterr().out.startswith("The runs are not compared: ")
+
+
+def test_a_sweep_that_was_refused_has_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "multirun.yaml").touch()
+    CompareAtEnd().on_multirun_start(sweep_config(tmp_path))
+    compare_unfinished_sweep()
+    assert capsys.readouterr().out == ""

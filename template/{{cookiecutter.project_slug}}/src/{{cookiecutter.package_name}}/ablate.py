@@ -19,7 +19,7 @@ import torch
 from mp_plugin.compare import build_comparison_page, compare_runs, comparison_view
 from rich.console import Console
 
-from {{cookiecutter.package_name}}.compare_at_end import PAGE
+from {{cookiecutter.package_name}}.compare_at_end import PAGE, has_runs
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 
 NUMBERS = ("margin", "fail_if_worse", "price_per_hour")
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     # The comparison below has settings of its own.
     command = [sys.executable, "train.py", "-m", *sweep, "~hydra.callbacks.compare_at_end", *overrides]
     status = subprocess.call(command)
-    if not directory.is_dir():  # refused before the first run
+    if not has_runs(directory):  # refused before the first
         return status
     with refusing(*BAD_REQUEST):
         comparison = compare_runs(

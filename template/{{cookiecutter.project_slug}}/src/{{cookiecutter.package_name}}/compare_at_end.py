@@ -34,7 +34,13 @@ class CompareAtEnd(Callback):
 def compare_unfinished_sweep() -> None:
     """Compare the runs of a sweep in which a job has failed; to be called once the others are over."""
     while _begun:
-        compare(_begun.pop())
+        if has_runs(directory := _begun.pop()):
+            compare(directory)
+
+
+def has_runs(directory: Path) -> bool:
+    """Whether a sweep came as far as its first run."""
+    return directory.is_dir() and any(each.is_dir() for each in directory.iterdir())
 
 
 def compare(directory: Path) -> None:
