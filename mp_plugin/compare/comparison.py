@@ -13,7 +13,7 @@ from mp_plugin.compare.find_runs import find_runs
 from mp_plugin.compare.groups import Group, grouped, refuse_other_tasks
 from mp_plugin.compare.judge import MetricResult, judged, measured
 from mp_plugin.compare.likeness import Likeness, likeness, with_calibration
-from mp_plugin.compare.metrics import Metric, default_margin, main_metric, shown_metrics
+from mp_plugin.compare.metrics import Metric, default_margin, main_metric, passed_over, shown_metrics
 from mp_plugin.compare.notes import notes_on
 from mp_plugin.compare.predictions import Predictions
 from mp_plugin.compare.read_runs import ComparedRun, read_run
@@ -121,6 +121,7 @@ def compare_runs(
             f"All runs have one precision, {first.label}: there is no line to hold; accepted: runs of two or more."
         )
     main = main_metric([run.metrics for run in finished], metric, higher_is_better=higher_is_better)
+    lacking = [] if metric is not None else passed_over([run.metrics for run in finished], main)
     metrics = shown_metrics([run.metrics for run in finished], main)
     own = measured(first, first, main)
     tolerated = margin if margin is not None else default_margin(main, own.mean or 0.0)
@@ -140,7 +141,11 @@ def compare_runs(
         price_per_hour=price_per_hour,
         groups=tuple(results),
         runs=tuple(run for group in groups for run in group.runs),
-        notes=(*notes, *(f"No agreement of predictions: {each}" for each in problems)),
+        notes=(
+            *(f"Judged by {main.name}, which all runs have; some lack {name}." for name in lacking),
+            *notes,
+            *(f"No agreement of predictions: {each}" for each in problems),
+        ),
         damaged=tuple(damage for run in runs for damage in run.damaged),
     )
 

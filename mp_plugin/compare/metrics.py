@@ -85,16 +85,24 @@ def main_metric(
             )
         return found
     shared = [name for name in names if all(name in metrics for metrics in per_run)]
-    ranked = sorted(
-        (name for name in shared if _kind(name) in PREFERRED),
-        key=lambda name: (not _is_test(name), PREFERRED.index(str(_kind(name)))),
-    )
+    ranked = _ranked(shared)
     if not ranked:
         raise ConfigError(
             f"None of the runs' metrics is one to judge by without being told; accepted: --metric with one of "
             f"{listed(shared or names, 20) or 'their metrics, of which there are none'}."
         )
     return metric_named(ranked[0], _values(per_run, ranked[0]), higher_is_better=higher_is_better)
+
+
+def passed_over(per_run: Collection[Mapping[str, float]], main: Metric) -> list[str]:
+    """Return the metrics that would have been judged by before the main one, had not some runs lacked them.
+
+    Example:
+        >>> passed_over([{"test/acc": 0.9, "test/loss": 0.3}, {"test/loss": 0.4}], metric_named("test/loss"))
+        ['test/acc']
+    """
+    ranked = _ranked(dict.fromkeys(name for metrics in per_run for name in metrics))
+    return ranked[: ranked.index(main.name)] if main.name in ranked else []
 
 
 def shown_metrics(per_run: Collection[Mapping[str, float]], main: Metric) -> list[Metric]:
@@ -112,6 +120,14 @@ def default_margin(metric: Metric, reference: float) -> float:
 
 def _values(per_run: Collection[Mapping[str, float]], name: str) -> list[float]:
     return [metrics[name] for metrics in per_run if name in metrics and math.isfinite(metrics[name])]
+
+
+def _ranked(names: Iterable[str]) -> list[str]:
+    """Return the names of a known kind, the one to judge by first."""
+    return sorted(
+        (name for name in names if _kind(name) in PREFERRED),
+        key=lambda name: (not _is_test(name), PREFERRED.index(str(_kind(name)))),
+    )
 
 
 def _is_test(name: str) -> bool:

@@ -192,6 +192,17 @@ def test_a_finished_run_without_the_metric_holds_no_line(tmp_path):
     assert comparison.exit_status == 4
 
 
+def test_a_metric_that_some_runs_lack_is_not_passed_over_in_silence(sweep):
+    card = next(sweep.rglob("metrics.json"))
+    left = json.loads(card.read_text(encoding="utf-8"))
+    del left["metrics"]["test/acc"]
+    card.write_text(json.dumps(left), encoding="utf-8")
+    comparison = compare_runs([sweep])
+    assert comparison.metric.name == "test/loss"
+    assert comparison.notes[0] == "Judged by test/loss, which all runs have; some lack test/acc."
+    assert "Judged by" not in " ".join(compare_runs([sweep], metric="test/loss").notes)
+
+
 def test_without_fp32_the_first_group_is_the_reference_and_that_is_said(tmp_path):
     write_sweep(tmp_path / "sweep", {"fp16": FP32, "bf16": EQUIVALENT})
     comparison = compare_runs([tmp_path])
