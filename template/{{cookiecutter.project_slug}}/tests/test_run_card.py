@@ -93,10 +93,21 @@ def test_git_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(tmp_path, "add", "a.py")
     git(tmp_path, "commit", "--message=First")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    assert git_facts(tmp_path) == {"commit": commit, "branch": "main", "dirty": False}
-    (tmp_path / "a.py").write_text("one = 2\n")
-    assert git_facts(tmp_path) == {"commit": commit, "branch": "main", "dirty": True}
-    assert "+one = 2" in str(uncommitted(tmp_path))
+    clean = {"commit": commit, "branch": "main", "dirty": False, "untracked": []}
+    assert git_facts(tmp_path) == clean
+    changed = {"a.py": "one = 2  # für\n".encode("latin-1"), "b.png": bytes(range(256))}
+    for name, content in changed.items():
+        (tmp_path / name).write_bytes(content)
+    git(tmp_path, "add", "b.png")
+    (tmp_path / "of mine.py").touch()
+    assert git_facts(tmp_path) == {**clean, "dirty": True, "untracked": ["of mine.py"]}
+
+    difference = uncommitted(tmp_path)
+    assert difference is not None
+    (tmp_path / "run.diff").write_bytes(difference)
+    git(tmp_path, "reset", "--hard")
+    git(tmp_path, "apply", "run.diff")
+    assert {name: (tmp_path / name).read_bytes() for name in changed} == changed
 
     monkeypatch.setenv("PATH", str(tmp_path))  # no git there
     assert git_facts(tmp_path) is None

@@ -47,10 +47,13 @@ def main(arguments: Sequence[str]) -> int:
         precisions = own.get("precisions", "fp32,bf16,fp16" if torch.cuda.is_available() else "fp32,bf16")
         if not {",", "("} & set(precisions):
             raise ValueError(f"precisions={precisions} names one precision; accepted: two or more, as in fp32,bf16.")
+        seeds = own.get("seeds", "0,1,2,3,4")
+        if len(set(seeds.split(","))) < len(seeds.split(",")):
+            raise ValueError(f"seeds={seeds} names a seed twice, which would train the same twice: name each once.")
         if not Path("train.py").is_file() or not Path("conf/train.yaml").is_file():
             raise ValueError(f"There is no train.py with its conf/ in {Path.cwd()}: start this in the project's root.")
     directory = Path("outputs/ablations") / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    sweep = [f"precision={precisions}", f"seed={own.get('seeds', '0,1,2,3,4')}", f"hydra.sweep.dir={directory}"]
+    sweep = [f"precision={precisions}", f"seed={seeds}", f"hydra.sweep.dir={directory}"]
     # The comparison below has settings of its own.
     command = [sys.executable, "train.py", "-m", *sweep, "~hydra.callbacks.compare_at_end", *overrides]
     status = subprocess.call(command)

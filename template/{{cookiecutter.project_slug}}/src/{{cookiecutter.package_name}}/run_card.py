@@ -16,7 +16,7 @@ from {{cookiecutter.package_name}}.environment import environment
 from {{cookiecutter.package_name}}.errors import BAD_REQUEST, JobRefused, refusing, sentence
 from {{cookiecutter.package_name}}.git_facts import git_facts, uncommitted
 from {{cookiecutter.package_name}}.locks import only_writer
-from {{cookiecutter.package_name}}.whole_file import write_text
+from {{cookiecutter.package_name}}.whole_file import write_bytes, write_text
 
 VERSION = 1
 NAME = "run.json"
@@ -80,7 +80,7 @@ def start_card(cfg: DictConfig, directory: Path) -> RunCard:
     git = git_facts(here)
     diff = uncommitted(here) if git is not None and git["dirty"] else None
     if diff and first_process():
-        write_text(directory / "run.diff", diff)
+        write_bytes(directory / "run.diff", diff)
     in_app = HydraConfig.initialized()
     return RunCard(
         directory,

@@ -24,7 +24,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     os.replace(partial, path)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file as a whole."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file as a whole."""
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
