@@ -84,6 +84,7 @@ src/PKG/data/hf_dataset.py
 src/PKG/data/kept.py
 src/PKG/data/resumable_loader.py
 src/PKG/data/shared_examples.py
+src/PKG/data/visible_files.py
 src/PKG/ema.py
 src/PKG/entry_point.py
 src/PKG/environment.py

@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 32}
 BERT = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
+XLNET = {"n_layer": 1, "n_head": 2, "d_model": 32, "d_inner": 64}
 DISTILBERT = {"n_layers": 1, "n_heads": 2, "dim": 32, "hidden_dim": 64}
 QUIET = ["logger=csv", "callbacks.progress_bar=null", "+trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
 SHORT = ["+trainer.limit_train_batches=2", "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=2"]
@@ -71,8 +72,9 @@ def test_padding_has_no_influence(model_type: str, config: dict[str, int]) -> No
         assert not torch.allclose(alone[0], unmasked[0], atol=1e-2)
 
 
-def test_a_token_has_no_influence_on_earlier_predictions() -> None:
-    task, tokens = language_model().eval(), torch.randint(0, 300, (2, 16))
+@pytest.mark.parametrize(("model_type", "config"), [("gpt2", GPT2), ("llama", BERT), ("bert", BERT)])
+def test_a_token_has_no_influence_on_earlier_predictions(model_type: str, config: dict[str, int]) -> None:
+    task, tokens = language_model(model_type=model_type, config=config).eval(), torch.randint(0, 300, (2, 16))
     changed = tokens.clone()
     changed[:, 9] = (changed[:, 9] + 1) % 300
     before, after = task(tokens), task(changed)
@@ -141,6 +143,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "gpt2"}, "model.name=gpt2 and model.model_type=gpt2 came in: give one"),
     ({"block_size": 2000}, "sequences of 2000 tokens, and the model reads at most 1024"),
     ({"model_type": "distilbert", "config": None}, "distilbert does not work as AutoModelForCausalLM"),
+    ({"model_type": "xlnet", "config": XLNET}, "xlnet sees the tokens that it is to predict: choose a causal one"),
+    ({"model_type": "llama", "config": {**BERT, "num_key_value_heads": 3}}, "llama does not work with these settings"),
     ({"model_type": None, "config": None, "name": "./none"}, "model.name=./none is neither a folder nor a model"),
 ]
 

@@ -31,7 +31,9 @@ def folder(tmp_path: Path) -> Path:
         write_image(tmp_path / "pets" / "cat" / "copies" / f"{i}.PNG", i)
         write_image(tmp_path / "pets" / "dog" / f"{i}.jpg", 100 + i)
     (tmp_path / "pets" / "cat" / "notes.txt").write_text("no image")
-    (tmp_path / "pets" / ".cache").mkdir()
+    for hidden in (".cache/0.png", "cat/._0.png", "cat/.thumbnails/0.png"):
+        (tmp_path / "pets" / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / "pets" / hidden).write_bytes(b"no image")
     return tmp_path / "pets"
 
 
@@ -136,6 +138,7 @@ def test_files_of_the_user(folder: Path, tmp_path: Path) -> None:
     files_of(module)
     kept = module.settings_to_keep()
     assert kept["class_names"] == ["cat", "dog"]
+    assert len(module.files_dataset([folder], kept)) == 60  # type: ignore[arg-type]
     found = module.files_dataset([folder / "dog" / "1.jpg", folder / "cat"], kept)
     names = [found[i][1] for i in range(len(found))]
     assert names[0].endswith("pets/dog/1.jpg")
@@ -156,7 +159,7 @@ def empty_class(folder: Path) -> None:
 
 
 def no_images(folder: Path) -> None:
-    for path in [*folder.rglob("*.[pPj][nNp][gG]")]:
+    for path in [*folder.rglob("[0-9]*.[pPj][nNp][gG]")]:
         path.unlink()
 
 
@@ -191,6 +194,7 @@ def broken(folder: Path) -> None:
     whole = (folder / "dog" / "1.jpg").read_bytes()
     (folder / "dog" / "1.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "dog" / "empty.png").write_bytes(b"")
+    (folder / "dog" / "gone.png").symlink_to(folder / "nowhere.png")
     whole = (folder / "cat" / "1.png").read_bytes()
     (folder / "cat" / "1.png").write_bytes(whole[:-40])
 
@@ -202,7 +206,7 @@ REFUSED: dict[Callable[[Path], None], str] = {
     only_splits_and_unknown_class: r"has classes in test that train lacks: zebra",
     too_few: r"no class has 3 different examples, one for each of train, val, test",
     one_class: r"pets has images of one class only, cat",
-    broken: r"9 of 67 images cannot be read: cat/1\.png \(.*\), dog/1\.jpg \(.*\), dog/bad0\.png .*, \.\.\.",
+    broken: r"10 of 68 images cannot be read: cat/1\.png \(.*\), dog/1\.jpg \(.*\), dog/bad0\.png .*, \.\.\.",
 }
 
 

@@ -32,7 +32,9 @@ def write_folder(folder: Path, num_files: int, seed: int = 0) -> Path:
         file = folder / ("deep" if i % 2 else "") / f"{i:03}.{'md' if i % 3 else 'txt'}"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n\n".join(paragraphs(10, 100 * seed + i)), encoding="utf-8")
-    (folder / "image.bin").write_bytes(b"\xff\x00")
+    for hidden in ("image.bin", "._000.txt", ".git/notes.md"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_bytes(b"\xff\x00")
     return folder
 
 
@@ -192,6 +194,13 @@ def write(path: Path, content: bytes) -> Path:
 def test_bad_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         module(write(tmp_path / "bad.txt", content).parent)
+
+
+def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "texts", 3)
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    with pytest.raises(OSError, match=r"gone\.txt"):
+        module(folder)
 
 
 def test_encodings_and_line_ends(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from mp_plugin.errors import MpPluginError
@@ -64,12 +64,20 @@ def sentence(error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         accepted = ", ".join(name for name in error.options if name != "as_trained")  # of eval.py and predict.py
         return f"{group}={option} is unknown; accepted: {accepted}."
+    if isinstance(error, OverrideParseException):  # Hydra would name a state of its parser
+        return (
+            f"{error.override} cannot be read as key=value: a value with anything but ASCII letters, digits, blanks "
+            "and /-+.$%*@?: stands in quotes of its own, as in 'data.path=\"my texts/José (1).txt\"'."
+        )
     text = " ".join(str(_root(error)).split())
     if re.search(r"Could not (override|append to config)[^']*'precision[./]scaling", text):
         return "precision/scaling is a choice of precision=fp16: bf16 and the other formats have no loss scaling."
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:  # Hydra would go on to suggest adding the misspelt setting
-        return f"{unknown[1]} is not a setting of this project; `python train.py --cfg job` lists them."
+        # Of a group of settings that is overridden as a whole, the one that is unknown.
+        inner = str(getattr(error.__cause__, "full_key", ""))
+        setting = inner if inner.startswith(f"{unknown[1]}.") else unknown[1]
+        return f"{setting} is not a setting of this project; `python train.py --cfg job` lists them."
     if isinstance(error, InstantiationException) and "full_key: " in str(error):
         place = str(error).rsplit("full_key: ", 1)[1].strip()
         # The precision plugin stands in trainer.plugins by reference.

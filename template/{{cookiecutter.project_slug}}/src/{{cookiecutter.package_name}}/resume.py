@@ -52,11 +52,12 @@ def resume(cfg: DictConfig, run: Run, card: RunCard) -> str | None:
     if checkpoint is None:
         return None
     check_task(checkpoint, type(run.model).__name__)
-    check_weights_fit(run.model, checkpoint)
     kept = checkpoint.get("data") or {}
     if cfg.resume == "weights":  # which may learn other classes from here on, as long as the words keep their numbers
         kept = {name: value for name, value in kept.items() if name != "class_names"}
+    # Before the weights, whose shapes follow from the numbers of tokens and classes.
     check_kept(kept, run.datamodule.settings_to_keep(), str(path))
+    check_weights_fit(run.model, checkpoint)
     card.update(resumed_from=path)
     if cfg.resume == "weights":
         run.model.load_state_dict(checkpoint["state_dict"])

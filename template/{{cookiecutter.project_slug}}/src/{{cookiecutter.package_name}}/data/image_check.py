@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from {{cookiecutter.package_name}}.data.visible_files import visible_files
+
 #: Files that are taken for pictures.
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -15,9 +17,9 @@ NAMED = 5
 
 
 def list_images(folder: Path) -> list[Path]:
-    """All pictures in and below a folder, hidden files aside, in the same order on every machine."""
-    named = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    return sorted((path for path in named if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+    """All pictures in and below a folder, hidden ones aside, in the same order on every machine."""
+    named = [path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES]
+    return sorted(named, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def contents_of(names: Sequence[str], read: Callable[[int], bytes], verify: bool = True) -> list[str]:

@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from {{cookiecutter.package_name}}.data.visible_files import visible_files
+
 TEXT_PATTERNS = ("*.txt", "*.md")
 
 
 def find_files(path: str | Path | None, patterns: Sequence[str], setting: str = "data.path") -> list[Path]:
-    """The files that a path means: itself, or all below it that match, in order of their names.
+    """The files that a path means: itself, or all below it that match, hidden ones aside, in order of their names.
 
     Args:
         path: a file or a folder.
@@ -25,7 +27,7 @@ def find_files(path: str | Path | None, patterns: Sequence[str], setting: str = 
         return [place]
     if not place.is_dir():
         raise ValueError(f"{setting}={path} does not exist.")
-    found = {file for pattern in patterns for file in place.rglob(pattern) if file.is_file()}
+    found = {file for pattern in patterns for file in visible_files(place, pattern)}
     if not found:
         raise ValueError(f"{setting}={path} holds no file that matches {' or '.join(patterns)}.")
     return sorted(found, key=lambda file: file.relative_to(place).as_posix())

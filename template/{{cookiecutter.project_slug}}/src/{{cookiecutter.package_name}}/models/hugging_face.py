@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from {{cookiecutter.package_name}}.packages import import_extra
@@ -29,7 +30,10 @@ class CausalLM(nn.Module):
     def __init__(self, config: Any, name: str | None = None) -> None:
         super().__init__()
         config.use_cache = False  # of no use in training, and it takes memory
+        if hasattr(config, "is_decoder"):  # without which bert and its kin look ahead
+            config.is_decoder = True
         self.model = make_model("AutoModelForCausalLM", config, name)
+        require_causal(self.model, config.model_type)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Ids [batch, time] to logits of the next one, [batch, time, vocab_size]."""
@@ -113,7 +117,9 @@ def make_config(
         # The ids of the defaults belong to another vocabulary.
         no_tokens = {"bos_token_id": special_tokens.get("eos_token_id"), "eos_token_id": None, "pad_token_id": None}
         own = {**no_tokens, **special_tokens, **settings, **more, "vocab_size": vocab_size}
-        config = library.AutoConfig.for_model(start.model_type, **{**changed(start), **own})
+        # Of the architecture's defaults some follow from others, such as the heads of keys from those of queries.
+        given = {} if name is None else changed(start)
+        config = library.AutoConfig.for_model(start.model_type, **{**given, **own})
     check_length(config, max_tokens)
     return config
 
@@ -156,7 +162,7 @@ def check_length(config: Any, max_tokens: int | None) -> None:
         ValueError: if it has fewer.
     """
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or max_tokens is None:
+    if positions is None or positions < 0 or max_tokens is None:  # xlnet has -1, for as many as there are
         return
     if "roberta" in config.model_type:  # its positions start behind that of padding
         positions -= (config.pad_token_id or 0) + 1
@@ -193,7 +199,7 @@ def make_model(kind: str, config: Any, name: str | None) -> nn.Module:
     """
     library = import_extra("transformers", "transformers")
     if config.model_type not in getattr(library.models.auto.modeling_auto, NAMES[kind]):
-        raise ValueError(f"model: {name or config.model_type} does not work as {kind}: {config.model_type} has none.")
+        raise ValueError(f"{name or config.model_type} does not work as {kind}: {config.model_type} has none.")
     auto = getattr(library, kind)
     try:
         if name is None:
@@ -203,7 +209,27 @@ def make_model(kind: str, config: Any, name: str | None) -> nn.Module:
             model = auto.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"model: {name or config.model_type} does not work as {kind}: {first}") from error
+        raise ValueError(f"{name or config.model_type} does not work as {kind}: {first}") from error
     # Pretrained weights come in the format they were stored in, and as if for evaluation.
     network: nn.Module = model.float().train()
     return network
+
+
+def require_causal(model: nn.Module, model_type: str) -> None:
+    """Check that no token has an influence on what is predicted from those before it.
+
+    Args:
+        model: takes ids and returns logits.
+        model_type: what transformers calls its architecture.
+
+    Raises:
+        ValueError: if one has, as it would make the task trivial, or if the network cannot take tokens at all.
+    """
+    try:
+        with torch.no_grad():
+            first, second = model.eval()(input_ids=torch.tensor([[0, 0], [0, 1]])).logits[:, 0]
+    except RuntimeError as error:
+        raise ValueError(f"{model_type} does not work with these settings: {' '.join(str(error).split())}") from error
+    model.train()
+    if (first - second).abs().max() > 1e-5 * first.abs().max():
+        raise ValueError(f"{model_type} sees the tokens that it is to predict: choose a causal one, such as gpt2.")

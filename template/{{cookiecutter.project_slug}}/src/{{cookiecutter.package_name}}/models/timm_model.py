@@ -23,6 +23,7 @@ def make_timm_model(
 
     Raises:
         ImportError: if timm is missing, or the torchvision that it needs does not fit torch.
+        OSError: if its weights cannot be downloaded.
         ValueError: if there is no such model, or not for such images.
     """
     timm = import_timm()
@@ -39,6 +40,9 @@ def make_timm_model(
         with torch.no_grad():  # some take any size, and break down at their first image
             model.eval()(torch.zeros(1, num_channels, image_size, image_size))
         return model.train()
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise OSError(f"model.pretrained=true: the weights of {name} cannot be downloaded: {reason}") from error
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"model.name={name} does not fit {image_size} pixels with {options}: {reason}") from error
