@@ -35,6 +35,7 @@ REFUSED = {
     "paths.output_root=José": ["paths.output_root=José cannot be read", "in quotes of its own"],
     "paths.output_root=[a": ["paths.output_root=[a cannot be read"],
     "seed": ["seed cannot be read as key=value"],
+    "logger=null": ["A group of the configuration, such as logger, cannot be null: leave it out with ~logger."],
     "model={widht: 3}": ["model.widht is not a setting of this project"],
     "modle.lr=1": ["modle.lr is not a setting of this project"],
     "precision.device=warp": ["precision: device='warp' is not a device type"],

@@ -43,3 +43,14 @@ def test_unknown_names_and_sizes_are_refused() -> None:
         make_timm_model("qqqqqqqqqqqqqq", False, 3, 10, 32, 0.0)
     with pytest.raises(ValueError, match=r"model\.name=vit_tiny_patch16_224 does not fit 8 pixels"):
         make_timm_model("vit_tiny_patch16_224", False, 3, 10, 8, 0.0)
+
+
+def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+
+    def offline(*args: object, **options: object) -> None:
+        raise OSError("No connection.")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(OSError, match=r"model\.pretrained=true: the weights of resnet10t cannot .*: No connection\."):
+        make_timm_model("resnet10t", True, 3, 10, 32, 0.0)

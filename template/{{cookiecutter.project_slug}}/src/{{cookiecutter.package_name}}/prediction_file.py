@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from {{cookiecutter.package_name}}.whole_file import whole_file
@@ -50,6 +51,8 @@ class PredictionFile(Callback):
         loader: Any = trainer.test_dataloaders if trainer.testing else trainer.predict_dataloaders
         if isinstance(outputs, dict) and outputs:
             self._add(columns_of(outputs, batch, self.class_names), len(loader.dataset), trainer)
+        if not trainer.testing and trainer.received_sigterm:  # Lightning's loop for predictions is the one that goes on
+            raise SIGTERMException
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rest, and move the file into place."""
