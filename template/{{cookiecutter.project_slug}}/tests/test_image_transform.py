@@ -27,6 +27,15 @@ def test_sixteen_bits_are_scaled() -> None:
     assert torch.allclose(make_transform(2, 1, **PLAIN).plain(image), torch.tensor(128 / 255))
 
 
+def test_transparent_palettes_keep_their_colours() -> None:
+    opaque = Image.new("P", (4, 4))
+    opaque.putpalette([200, 100, 50, 0, 0, 0])
+    clear = opaque.copy()
+    clear.info["transparency"] = bytes([0, 255])  # of which pillow warns, and warnings are errors here
+    plain = make_transform(4, 3).plain
+    assert torch.equal(plain(clear), plain(opaque))
+
+
 def test_rotation_of_a_camera_is_undone() -> None:
     image = Image.fromarray(np.array([[0, 255], [0, 255]], np.uint8))
     image.getexif()[0x0112] = 3  # taken upside down

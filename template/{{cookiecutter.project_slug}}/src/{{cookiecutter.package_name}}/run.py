@@ -64,17 +64,19 @@ def prepare(cfg: DictConfig, card: RunCard, checkpoint: dict[str, Any] | None = 
         refuse_repeated(HydraConfig.get().overrides.task)
     require_seed(seed=cfg.seed)
     seed_everything(cfg.seed, workers=True, verbose=False)
+    if checkpoint is not None:
+        check_task(checkpoint, hydra.utils.get_class(cfg.model["_target_"]).__name__)
     datamodule = instantiate_trusted(cfg.data)
     if with_data:
         prepare_data(datamodule)
         datamodule.setup()
+        if checkpoint is not None:
+            check_kept(checkpoint.get("data") or {}, datamodule.settings_to_keep(), cfg.ckpt_path)
         fill_from_data(cfg.model, datamodule.facts())
         if checkpoint is None:
             require_filled(cfg)
         card.update(data=data_facts(datamodule, str(card.facts["choices"].get("data", type(datamodule).__name__))))
     model = instantiate_trusted(cfg.model) if checkpoint is None else trained_model(cfg.model, checkpoint)
-    if checkpoint is not None and with_data:
-        check_kept(checkpoint.get("data") or {}, datamodule.settings_to_keep(), cfg.ckpt_path)
     card.update(task=type(model).__name__)
     loggers = make_loggers(cfg.get("logger"), card.directory)
     callbacks = [*instantiate_each(cfg.get("callbacks")), KeepSettings(cfg, datamodule)]
@@ -94,10 +96,9 @@ def trained_model(settings: DictConfig, checkpoint: dict[str, Any]) -> Lightning
         checkpoint: as read.
 
     Raises:
-        ValueError: if the checkpoint is of another class, or its weights are not those of such a model.
+        ValueError: if its weights are not those of such a model.
     """
     kind = hydra.utils.get_class(settings["_target_"])
-    check_task(checkpoint, kind.__name__)
     model: LightningModule = kind(**checkpoint["hyper_parameters"])
     check_weights_fit(model, checkpoint)
     model.load_state_dict(checkpoint["state_dict"])

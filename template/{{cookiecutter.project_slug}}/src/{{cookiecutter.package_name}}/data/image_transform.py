@@ -61,6 +61,8 @@ class ImageTransform:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits per pixel, which pillow would clip at 255
             image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
+        if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+            image = image.convert("RGBA")  # the same colours, without a warning from pillow
         return image.convert("RGB" if self.num_channels == 3 else "L")
 
     def _to_tensor(self, image: Image.Image) -> Tensor:
