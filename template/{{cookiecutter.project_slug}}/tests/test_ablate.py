@@ -89,6 +89,7 @@ def test_settings_of_the_study_are_told_from_those_of_the_training() -> None:
         ("margin=half", "margin=half is not accepted; accepted: a number of at least 0"),
         ("fail_if_worse=-1", "fail_if_worse=-1 is not accepted"),
         ("precisions=bf16", "precisions=bf16 names one precision; accepted: two or more"),
+        ("seeds=0,1,0", "seeds=0,1,0 names a seed twice"),
         ("precisions=fp32,bf16", "start this in the project's root"),
     ],
 )

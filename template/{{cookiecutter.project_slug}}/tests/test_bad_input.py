@@ -126,6 +126,14 @@ def test_checkpoint_of_another_task_or_size_is_refused(
     assert checkpoint["task"] in sentence
 
 
+def test_refused_run_may_come_again(run_script: Callable[..., Any], tmp_path: Path) -> None:
+    assert "lr=-1" in refusal(run_script, "train.py", "model.lr=-1", "hydra.run.dir=again")
+    assert "lr=-2" in refusal(run_script, "train.py", "model.lr=-2", "hydra.run.dir=again")
+    (tmp_path / "again" / "checkpoints").mkdir()
+    assert "again already holds a run" in refusal(run_script, "train.py", "model.lr=-3", "hydra.run.dir=again")
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["overrides"] == ["model.lr=-2"]
+
+
 def test_existing_run_is_left_alone(run_script: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "old" / ".hydra").mkdir(parents=True)
     assert "old already holds a run" in refusal(run_script, "train.py", "hydra.run.dir=old")

@@ -166,6 +166,8 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": table(9), "test": unlabelled}).save_to_disk(str(tmp_path / "data"))
     with pytest.raises(ValueError, match="Row 1 of test has the label -1 in label: accepted are 0 to 1"):
         HFImagesDataModule(str(tmp_path / "data")).setup()
+    with pytest.raises(ValueError, match="data.label_column=image of train holds .*: accepted are columns of class"):
+        HFImagesDataModule(str(tmp_path / "data"), label_column="image").setup()
 
 
 def test_folders(tmp_path: Path) -> None:

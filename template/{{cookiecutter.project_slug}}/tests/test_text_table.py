@@ -113,6 +113,8 @@ def test_integers_are_ordered_as_numbers(tmp_path: Path) -> None:
     rows = [(f"text {i}", (10, 2, 1)[i % 3]) for i in range(60)]
     for name in ("t.csv", "t.parquet"):
         assert module(write_table(tmp_path / name, rows)).examples.class_names == ["1", "2", "10"]
+        whole = [(text, float(label)) for text, label in rows]  # as of a column in which one was missing once
+        assert module(write_table(tmp_path / name, whole)).examples.class_names == ["1", "2", "10"]
 
 
 def test_batches_are_as_long_as_their_longest_text(tmp_path: Path) -> None:
@@ -156,6 +158,7 @@ def test_rows_and_lines_of_files(tmp_path: Path) -> None:
         ("t.csv", "text,label\n", "t.csv is empty: it has no row"),
         ("t.csv", 'text,label\n"a\nb",x\n  ,y\n', "t.csv, line 4: the text in column 'text' is empty"),
         ("t.csv", 'text,label\n"a\nb",x\nc, \n', "t.csv, line 4: the label in column 'label' is missing"),
+        ("t.csv", "text,label,label\na,x,y\n", "t.csv, line 1: 2 columns are called 'label': rename them"),
         ("t.csv", "text,label\na,b,c\n", "t.csv, line 2: 3 cells, and the header has 2"),
         ("t.csv", 'text,label\n"a"b,c\n', "t.csv, line 2: .*expected"),
         ("t.csv", "text,label\na,x\nb,x\n", "t.csv: column 'label' holds one class only, 'x'"),
@@ -182,6 +185,9 @@ def test_labels_outside_the_range_are_named(tmp_path: Path) -> None:
         module(path, class_names=["a", "b"])
     with pytest.raises(ValueError, match="t.csv: class 'd' has no example in the train split: leave it out"):
         module(path, class_names=["a", "b", "c", "d"])
+    odd = write_table(tmp_path / "odd.csv", [*rows[:5], ("half", 1.5)])
+    with pytest.raises(ValueError, match="odd.csv, line 7: label '1.5' in column 'label' is none of the classes"):
+        module(odd, class_names=["a", "b", "c"])
     test = write_table(tmp_path / "test.csv", [("x", 0), ("y", 5)])
     with pytest.raises(ValueError, match="test.csv, line 3: label 5 in column 'label' is none of the classes: 0, 1, 2"):
         module(path, test_path=str(test))

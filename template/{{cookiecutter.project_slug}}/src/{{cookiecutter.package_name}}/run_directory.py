@@ -13,9 +13,13 @@ from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.meeting_point import job_key, meeting_point
 from {{cookiecutter.package_name}}.processes import Place, this_process
 from {{cookiecutter.package_name}}.resume import newest_unfinished
+from {{cookiecutter.package_name}}.run_card import read_card
 
 #: The environment variable from which conf/hydra/default.yaml takes the name of a run's directory, if it is set.
 RUN_NAME = "{{cookiecutter.package_name | upper}}_RUN_NAME"
+
+#: All that there is of a run whose settings were refused, beside Hydra's log.
+LEFT_BY_REFUSED = (".hydra", ".lock", "run.json", "run.diff")
 
 
 def run_name(place: Place) -> str | None:
@@ -64,6 +68,8 @@ class RefuseExistingRun(Callback):
         job = f"{place.job} {os.environ.get(RUN_NAME, '')}"
         if place.restarts and owner.is_file() and owner.read_text(encoding="utf-8") == job:
             return
+        if _was_refused(run_dir):
+            shutil.rmtree(mark)
         _claim(mark, f"hydra.run.dir={run_dir}")
         if place.launcher is not None:
             owner.write_text(job, encoding="utf-8")
@@ -86,6 +92,16 @@ class RefuseExistingRun(Callback):
                 raise SystemExit("resume=latest needs the directory of the sweep that is to go on: hydra.sweep.dir=...")
             return
         _claim(sweep_dir, f"hydra.sweep.dir={sweep_dir}")
+
+
+def _was_refused(directory: Path) -> bool:
+    """Whether the run in a directory ended before it did anything, so that the same command may come again."""
+    card = read_card(directory)
+    return (
+        card is not None
+        and card["status"] == "failed"
+        and all(each.name in LEFT_BY_REFUSED or each.suffix == ".log" for each in directory.iterdir())
+    )
 
 
 def _find_latest(config: DictConfig) -> None:

@@ -112,6 +112,11 @@ class HFImagesDataModule(ImageDataModule):
 
     def _numbers(self, split: str, table: Any) -> list[int]:
         values = table[self.label_column][:]
+        if not self.class_names:
+            raise ValueError(
+                f"data.label_column={self.label_column} of {split} holds {type(values[0]).__name__}: "
+                "accepted are columns of class numbers or names."
+            )
         numbers = {name: i for i, name in enumerate(self.class_names)}
         labels = [numbers.get(value, -1) if isinstance(value, str) else value for value in values]
         for row, label in enumerate(labels, start=1):

@@ -1,5 +1,6 @@
 """From the labels of a table to class numbers, with care."""
 
+import re
 from collections.abc import Sequence
 
 from {{cookiecutter.package_name}}.data.base import SPLITS
@@ -7,7 +8,7 @@ from {{cookiecutter.package_name}}.data.table_reading import Table
 
 
 def read_labels(table: Table, column: str) -> list[int | str]:
-    """The labels of a table: integers if all of them are, else text.
+    """The labels of a table: integers if all of them are, also as 1.0, else text.
 
     Raises:
         ValueError: names the first row without a label, or with one that is neither.
@@ -16,16 +17,19 @@ def read_labels(table: Table, column: str) -> list[int | str]:
     for index, label in enumerate(labels):
         if label is None or (isinstance(label, str) and not label.strip()):
             raise ValueError(f"{table.place(index)}: the label in column {column!r} is missing.")
-        if not isinstance(label, str | int):
+        if not isinstance(label, str | int) and not _is_integer(label):
             raise ValueError(f"{table.place(index)}: label {label!r} is neither text nor an integer.")
     if all(_is_integer(label) for label in labels):
-        return [int(label) for label in labels]
+        return [int(float(label)) for label in labels]
     return [str(label).strip() for label in labels]
 
 
 def _is_integer(label: object) -> bool:
     if isinstance(label, str):
-        return label.strip().removeprefix("-").isdecimal()
+        # A column in which a label was missing once was saved as 0.0, 1.0.
+        return re.fullmatch(r"-?\d+(\.0+)?", label.strip()) is not None
+    if isinstance(label, float):
+        return label.is_integer()
     return isinstance(label, int) and not isinstance(label, bool)
 
 
@@ -47,11 +51,10 @@ def class_numbers(
     number_of = {name: number for number, name in enumerate(class_names)}
     numbers = []
     for index, label in enumerate(labels):
-        number = label if numbered and isinstance(label, int) else number_of.get(str(label), -1)
+        is_number = numbered and _is_integer(label)  # as text, where another row holds none
+        number = int(float(label)) if is_number else number_of.get(str(label), -1)
         if not 0 <= number < len(class_names):
-            known = (
-                f"0 to {len(class_names) - 1}" if numbered and isinstance(label, int) else ", ".join(class_names[:9])
-            )
+            known = f"0 to {len(class_names) - 1}" if is_number else ", ".join(class_names[:9])
             raise ValueError(
                 f"{table.place(index)}: label {label!r} in column {column!r} is none of the classes: {known}."
             )

@@ -88,6 +88,9 @@ def _read_csv(path: Path, columns: Sequence[str], encoding: str) -> Table:
     try:
         header = next(reader, [])
         require_columns(path, columns, header)
+        twice = [name for name in columns if header.count(name) > 1]
+        if twice:
+            raise ValueError(f"{path}, line 1: {header.count(twice[0])} columns are called {twice[0]!r}: rename them.")
         start = reader.line_num + 1
         for row in reader:
             if row and len(row) != len(header):
@@ -129,7 +132,8 @@ def _parsed(path: Path, line: int, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {line + error.lineno - 1}: no JSON: {error.msg}.") from error
+        place = f"{path}, line {line + error.lineno - 1}"
+        raise ValueError(f"{place}: no JSON: {error.msg}: column {error.colno}.") from error
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Table:
