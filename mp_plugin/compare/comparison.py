@@ -122,6 +122,11 @@ def compare_runs(
         )
     main = main_metric([run.metrics for run in finished], metric, higher_is_better=higher_is_better)
     lacking = [] if metric is not None else passed_over([run.metrics for run in finished], main)
+    if lacking and not (margin is None and fail_if_worse is None):
+        raise ConfigError(
+            f"Some runs lack {lacking[0]}, and a margin or line would be one of {main.name}, which all have; "
+            "accepted: --metric with one of them."
+        )
     metrics = shown_metrics([run.metrics for run in finished], main)
     own = measured(first, first, main)
     tolerated = margin if margin is not None else default_margin(main, own.mean or 0.0)

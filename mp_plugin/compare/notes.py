@@ -56,7 +56,10 @@ def _of_group(group: Group, reference: Group, result: MetricResult) -> Iterator[
                 f"{counted(sum(left_out), 'run')} without a partner count in the mean alone."
             )
     elif difference.method is Method.welch:
-        yield f"{group.label} and {reference.label} do not share two seeds or more, each once: an unpaired test."
+        yield (
+            f"{group.label} and {reference.label}: an unpaired test, as they share fewer than two seeds, or one "
+            "of them has a seed twice."
+        )
     elif min(len(each.finished) for each in (group, reference)) > 1 and difference.count > 1:
         yield (
             f"{group.label}: all differences from {reference.label} are the same, so that there is no test; "

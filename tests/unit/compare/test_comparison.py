@@ -200,6 +200,10 @@ def test_a_metric_that_some_runs_lack_is_not_passed_over_in_silence(sweep):
     comparison = compare_runs([sweep])
     assert comparison.metric.name == "test/loss"
     assert comparison.notes[0] == "Judged by test/loss, which all runs have; some lack test/acc."
+    # In whose unit would a line be?
+    with pytest.raises(ConfigError, match="Some runs lack test/acc, and a margin or line would be one of test/loss"):
+        compare_runs([sweep], fail_if_worse=0.5)
+    assert compare_runs([sweep], fail_if_worse=0.5, metric="test/loss").exit_status == 0
     assert "Judged by" not in " ".join(compare_runs([sweep], metric="test/loss").notes)
 
 
