@@ -94,7 +94,7 @@ def differing(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
     flat = [dict(_facts(run)) for run in runs]
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for facts in flat for key in facts):
-        # A run without a card tells nothing; one whose card lacks the key does.
+        # A run that left no settings tells nothing; one whose settings lack the key does.
         values = [facts.get(key, "not set") for facts in flat if facts]
         if len(different := list(dict.fromkeys(values))) > 1:
             found[key] = different

@@ -2,12 +2,12 @@
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mp_plugin.compare.cost import Cost
 from mp_plugin.compare.groups import Group
 from mp_plugin.compare.metrics import Metric
-from mp_plugin.compare.statistics import Difference, Line, equivalence_p, line, paired, spread, unpaired
+from mp_plugin.compare.statistics import Difference, Line, Method, equivalence_p, line, paired, spread, unpaired
 from mp_plugin.compare.verdict import Kind, Verdict, cost_words, kind_of, line_words, metric_words
 from mp_plugin.report.words import counted
 
@@ -93,7 +93,10 @@ def _difference(group: Group, reference: Group, metric: Metric) -> Difference | 
     pairs = paired_values(group, reference, metric)
     # With one run on a side there is no unpaired test either, and a pair tells more than two means.
     if len(pairs) >= 2 or (pairs and min(len(ours), len(theirs)) == 1):
-        return paired([one - other for _, one, other in pairs])
+        found = paired([one - other for _, one, other in pairs])
+        is_whole = len(ours) == len(theirs) == len(pairs)
+        # Runs without a partner may have other results.
+        return found if is_whole or found.method is not Method.same else replace(found, method=Method.point)
     return unpaired(ours, theirs)
 
 

@@ -48,11 +48,13 @@ def _of_group(group: Group, reference: Group, result: MetricResult) -> Iterator[
     difference = result.difference
     if difference is None:
         return
-    if difference.method is Method.paired:
+    pairs = paired_values(group, reference, result.metric)
+    is_paired = difference.method is not Method.welch and difference.count == len(pairs)
+    if is_paired:
         left_out = [len(each.finished) - difference.count for each in (group, reference)]
         if any(left_out):
             yield (
-                f"{group.label}: the difference is that of {difference.count} pairs of seeds; "
+                f"{group.label}: the difference is that of {counted(len(pairs), 'pair')} of seeds; "
                 f"{counted(sum(left_out), 'run')} without a partner count in the mean alone."
             )
     elif difference.method is Method.welch:
@@ -60,15 +62,14 @@ def _of_group(group: Group, reference: Group, result: MetricResult) -> Iterator[
             f"{group.label} and {reference.label}: an unpaired test, as they share fewer than two seeds, or one "
             "of them has a seed twice."
         )
-    elif min(len(each.finished) for each in (group, reference)) > 1 and difference.count > 1:
+    fewest = min(sum(result.metric.name in run.metrics for run in each.finished) for each in (group, reference))
+    if difference.low is None and (len(pairs) if is_paired else fewest) > 1:
         yield (
             f"{group.label}: all differences from {reference.label} are the same, so that there is no test; "
             "too small a test split, or results that do not depend on the seed, look like that."
         )
-    if difference.method is Method.paired:
-        pairs = paired_values(group, reference, result.metric)
-        if len(pairs) == 2:
-            yield f"{group.label}: two pairs of seeds give very wide intervals; five or more tell much more."
+    if difference.method is Method.paired and len(pairs) == 2:
+        yield f"{group.label}: two pairs of seeds give very wide intervals; five or more tell much more."
 
 
 def _other_differences(groups: Sequence[Group]) -> Iterator[str]:

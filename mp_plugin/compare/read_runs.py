@@ -89,7 +89,7 @@ def read_run(directory: Path) -> ComparedRun:
             for key, value in choices.items()
             if key.startswith("precision/") or "@precision." in key
         },
-        precision=config.get("precision") or _mapping(config.get("trainer")).get("precision") or name,
+        precision=_precision(config) or name or choices.get("precision"),
         metrics=metrics,
         config=config,
         environment=_mapping(card.get("environment")) or (dict(info.environment) if info else {}),
@@ -101,6 +101,12 @@ def read_run(directory: Path) -> ComparedRun:
         num_incidents=_count_incidents(home, summary, info, damaged),
         damaged=tuple(damaged),
     )
+
+
+def _precision(config: Mapping[str, Any]) -> Any:
+    """Return the settings of the precision; None where they name others, which Hydra notes unresolved."""
+    found = config.get("precision") or _mapping(config.get("trainer")).get("precision")
+    return None if "${" in str(found) else found
 
 
 def _home_of_telemetry(directory: Path) -> Path:

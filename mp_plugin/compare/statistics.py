@@ -95,17 +95,19 @@ def paired(differences: Sequence[float]) -> Difference:
 def unpaired(candidate: Sequence[float], reference: Sequence[float]) -> Difference:
     """Return the difference of the means with its interval by Welch's t.
 
-    Without one if a group has one value, or if neither has a spread. The degrees of freedom are Welch's and
-    Satterthwaite's.
+    Without one if a group has one value, or if neither has a spread but that of rounding. The degrees of freedom are
+    Welch's and Satterthwaite's.
     """
     mean = statistics.fmean(candidate) - statistics.fmean(reference)
-    count = len(candidate) + len(reference)
-    if min(len(candidate), len(reference)) < 2:
+    count, fewest = len(candidate) + len(reference), min(len(candidate), len(reference))
+    if fewest > 1 and len({*candidate, *reference}) == 1:  # whose means may differ in rounding
+        return Difference(mean=0.0, method=Method.same, count=count)
+    if fewest < 2:
         return Difference(mean=mean, method=Method.point, count=count)
     parts = [statistics.variance(each) / len(each) for each in (candidate, reference)]
     total = sum(parts)
-    if total == 0:
-        return Difference(mean=mean, method=Method.point if mean else Method.same, count=count)
+    if math.sqrt(total) <= DIGITS * abs(mean):
+        return Difference(mean=mean, method=Method.point, count=count)
     shares = [part / total for part in parts]  # not their squares, which may underflow
     degrees = 1 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (candidate, reference), strict=True))
     return _with_interval(mean, math.sqrt(total), degrees, Method.welch, count)

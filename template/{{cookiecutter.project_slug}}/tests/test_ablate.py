@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from {{cookiecutter.package_name}} import entry_point
 from {{cookiecutter.package_name}}.ablate import main, split
 from {{cookiecutter.package_name}}.compare_at_end import CompareAtEnd, compare_unfinished_sweep
 
@@ -120,6 +121,18 @@ def test_a_sweep_over_something_else_ends_without_a_word(tmp_path: Path, capsys:
 def test_runs_that_cannot_be_compared_do_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CompareAtEnd().on_multirun_end(sweep_config(tmp_path))
     assert capsys.readouterr().out.startswith("The runs are not compared: ")
+
+
+def test_a_sweep_that_a_job_ended_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(entry_point, "compare_unfinished_sweep", lambda: told.append("compared"))
+
+    def main() -> None:
+        raise ValueError("the loss of job 3")
+
+    with pytest.raises(ValueError, match="the loss of job 3"):
+        entry_point.entry_point(main)()
+    assert told == ["compared"]
 
 
 def test_a_sweep_that_was_refused_has_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ REFUSED = {
     "paths.output_root=José": ["paths.output_root=José cannot be read", "in quotes of its own"],
     "paths.output_root=[a": ["paths.output_root=[a cannot be read"],
     "seed": ["seed cannot be read as key=value"],
-    "logger=null": ["A group of the configuration, such as logger, cannot be null: leave it out with ~logger."],
+    "logger=null": ["A group of the configuration, such as logger, cannot be null: leave it out, as with ~logger."],
     "model={widht: 3}": ["model.widht is not a setting of this project"],
     "modle.lr=1": ["modle.lr is not a setting of this project"],
     "precision.device=warp": ["precision: device='warp' is not a device type"],
@@ -129,7 +129,11 @@ def test_checkpoint_of_another_task_or_size_is_refused(
 def test_refused_run_may_come_again(run_script: Callable[..., Any], tmp_path: Path) -> None:
     assert "lr=-1" in refusal(run_script, "train.py", "model.lr=-1", "hydra.run.dir=again")
     assert "lr=-2" in refusal(run_script, "train.py", "model.lr=-2", "hydra.run.dir=again")
-    (tmp_path / "again" / "checkpoints").mkdir()
+    (tmp_path / "again" / "run.diff").write_text("of then")
+    assert "lr=-2" in refusal(run_script, "train.py", "model.lr=-2", "hydra.run.dir=again")
+    difference = tmp_path / "again" / "run.diff"
+    assert not difference.exists() or difference.read_text() != "of then"
+    (tmp_path / "again" / "config_tree.log").touch()  # of a run that began
     assert "again already holds a run" in refusal(run_script, "train.py", "model.lr=-3", "hydra.run.dir=again")
     assert json.loads((tmp_path / "again" / "run.json").read_text())["overrides"] == ["model.lr=-2"]
 

@@ -152,6 +152,12 @@ def test_folders_of_parquet_tell_the_split(tmp_path: Path) -> None:
     columns = {"image_column": "picture", "label_column": "kind"}
     module = HFImagesDataModule(str(data), **columns)  # type: ignore[arg-type]
     assert sizes(module) == {"train": 20, "val": 4, "test": 6}
+    (data / "._train.parquet").write_bytes(b"of another system")  # hidden, and so no data
+    write_parquet(data / "dev.parquet", [0, 1], start=90)
+    with pytest.raises(ValueError, match="several splits that could be val: validation, dev; name one with data.val_"):
+        HFImagesDataModule(str(data), **columns).setup()  # type: ignore[arg-type]
+    chosen = HFImagesDataModule(str(data), val_split="dev", **columns)  # type: ignore[arg-type]
+    assert sizes(chosen) == {"train": 20, "val": 2, "test": 6}
 
 
 def test_images_in_two_given_splits_are_told(tmp_path: Path) -> None:

@@ -102,7 +102,10 @@ def test_git_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "of mine.py").touch()
     assert git_facts(tmp_path) == {**clean, "dirty": True, "untracked": ["of mine.py"]}
 
-    difference = uncommitted(tmp_path)
+    for setting in ("diff.noprefix=true", "diff.relative=true", "diff.mnemonicPrefix=true"):
+        git(tmp_path, "config", *setting.split("="))
+    (tmp_path / "inside").mkdir()
+    difference = uncommitted(tmp_path / "inside")
     assert difference is not None
     (tmp_path / "run.diff").write_bytes(difference)
     git(tmp_path, "reset", "--hard")

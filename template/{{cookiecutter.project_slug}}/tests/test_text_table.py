@@ -158,7 +158,7 @@ def test_rows_and_lines_of_files(tmp_path: Path) -> None:
         ("t.csv", "text,label\n", "t.csv is empty: it has no row"),
         ("t.csv", 'text,label\n"a\nb",x\n  ,y\n', "t.csv, line 4: the text in column 'text' is empty"),
         ("t.csv", 'text,label\n"a\nb",x\nc, \n', "t.csv, line 4: the label in column 'label' is missing"),
-        ("t.csv", "text,label,label\na,x,y\n", "t.csv, line 1: 2 columns are called 'label': rename them"),
+        ("t.csv", "text,label,label\na,x,y\n", "t.csv has 2 columns 'label': rename them"),
         ("t.csv", "text,label\na,b,c\n", "t.csv, line 2: 3 cells, and the header has 2"),
         ("t.csv", 'text,label\n"a"b,c\n', "t.csv, line 2: .*expected"),
         ("t.csv", "text,label\na,x\nb,x\n", "t.csv: column 'label' holds one class only, 'x'"),
@@ -188,9 +188,24 @@ def test_labels_outside_the_range_are_named(tmp_path: Path) -> None:
     odd = write_table(tmp_path / "odd.csv", [*rows[:5], ("half", 1.5)])
     with pytest.raises(ValueError, match="odd.csv, line 7: label '1.5' in column 'label' is none of the classes"):
         module(odd, class_names=["a", "b", "c"])
+    # In a column of text the name of a class comes before its number.
+    stars = write_table(tmp_path / "stars.csv", [(f"text {i}", ("1", "2", "none")[i % 3]) for i in range(60)])
+    made = module(stars, class_names=["2", "1", "none"])
+    found = zip(made.examples.texts["train"], made.examples.labels["train"], strict=True)
+    assert all(label == (1, 0, 2)[int(text.split()[1]) % 3] for text, label in found)
+    # Beyond 2**53 neighbours are one floating-point number.
+    large = write_table(tmp_path / "large.csv", [(f"text {i}", 76561198000000001 + i % 2) for i in range(60)])
+    assert module(large).examples.class_names == ["76561198000000001", "76561198000000002"]
     test = write_table(tmp_path / "test.csv", [("x", 0), ("y", 5)])
     with pytest.raises(ValueError, match="test.csv, line 3: label 5 in column 'label' is none of the classes: 0, 1, 2"):
         module(path, test_path=str(test))
+
+
+def test_columns_called_alike_in_parquet(tmp_path: Path) -> None:
+    column = pa.array(["a", "b"])
+    pq.write_table(pa.table([column, column, column], names=["text", "label", "label"]), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="t.parquet has 2 columns 'label': rename them"):
+        module(tmp_path / "t.parquet")
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:

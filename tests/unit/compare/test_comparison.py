@@ -316,6 +316,35 @@ def test_foreign_runs_have_a_csv_and_what_the_plugin_wrote(tmp_path):
     assert comparison.groups[1].results[0].difference.mean == pytest.approx(-0.1)
 
 
+def test_a_run_without_a_partner_may_have_another_result(tmp_path):
+    write_sweep(tmp_path / "s", {"fp32": (0.75, 0.875), "bf16": (0.75, 0.875, 0.1)})
+    comparison = compare_runs([tmp_path])
+    assert comparison.groups[1].verdict.kind is Kind.untested
+    assert any("that of 2 pairs of seeds; 1 run without a partner" in note for note in comparison.notes)
+
+
+def test_settings_that_hydra_left_unresolved_do_not_join_what_the_plugin_tells_apart(tmp_path):
+    from dataclasses import replace
+
+    from tests.helpers.planted_runs import info
+
+    for place, precision in enumerate(("32-true", "bf16-mixed") * 2):
+        folder = tmp_path / str(place)
+        (folder / ".hydra").mkdir(parents=True)
+        settings = f"seed: {place // 2}\nname: {precision}\ntrainer:\n  precision: ${{name}}\n"
+        (folder / ".hydra" / "config.yaml").write_text(settings)
+        (folder / "metrics.csv").write_text(f"epoch,step,test_acc\n0,1,{0.9 + 0.01 * place}\n")
+        replace(info(), precision=precision).save(folder)
+    comparison = compare_runs([tmp_path])
+    assert [each.group.label for each in comparison.groups] == ["32-true", "bf16-mixed"]
+    assert comparison.groups[1].results[0].difference.count == 2
+
+
+def test_a_share_may_be_rounded_above_1(tmp_path):
+    write_sweep(tmp_path / "s", {"fp32": (1.0000001192, 0.99), "bf16": (0.995, 0.99)})
+    assert compare_runs([tmp_path]).metric.is_share
+
+
 def test_an_accuracy_in_percent_is_no_share(tmp_path):
     write_sweep(tmp_path / "s", {"fp32": (90.0, 91.0, 92.0), "bf16": (90.1, 90.9, 92.2)})
     comparison = compare_runs([tmp_path])

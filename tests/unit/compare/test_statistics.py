@@ -133,6 +133,11 @@ def test_a_single_pair_has_no_test():
 def test_the_same_results_are_called_the_same():
     assert paired([0.0, 0.0]).method is Method.same
     assert unpaired([0.5, 0.5], [0.5, 0.5, 0.5]).method is Method.same
+    # Means of 0.776 differ in rounding, by how many there are.
+    found = unpaired([0.776, 0.776], [0.776, 0.776, 0.776])
+    assert (found.method, found.mean) == (Method.same, 0.0)
+    third = float(np.float32(1 / 3))
+    assert unpaired([0.9, 0.9], [third, third]).method is Method.point
     # One pair, or a mean that is the same by chance, is no such thing.
     assert paired([0.0]).method is Method.point
     assert paired([-0.5, 0.5]).method is Method.paired

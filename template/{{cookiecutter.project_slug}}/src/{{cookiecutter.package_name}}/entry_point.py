@@ -44,12 +44,10 @@ def entry_point(main: Callable[..., None]) -> Callable[[], None]:
                 if "submitit" in str(error.missing_cfg_file):
                     raise SystemExit('SLURM needs hydra-submitit-launcher: pip install -e ".[slurm]"') from error
                 raise
-            except ValueError as error:
-                if not str(error).startswith("Config group override must be"):  # as Hydra says it, without the group
-                    raise
-                sentence = "A group of the configuration, such as logger, cannot be null: leave it out with ~logger."
-                raise SystemExit(sentence) from error
-            except Exception:
+            except Exception as error:
+                if str(error).startswith("Config group override must be"):  # as Hydra says it, without the group
+                    sentence = "A group of the configuration, such as logger, cannot be null: leave it out"
+                    raise SystemExit(f"{sentence}, as with ~logger.") from error
                 compare_unfinished_sweep()
                 raise
         dismiss_other_processes(place)

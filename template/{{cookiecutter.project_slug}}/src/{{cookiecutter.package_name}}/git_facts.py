@@ -31,7 +31,9 @@ def git_facts(folder: Path) -> dict[str, Any] | None:
 
 def uncommitted(folder: Path) -> bytes | None:
     """The difference between the working tree and the last commit, for `git apply`; None where git cannot tell."""
-    return _git(folder, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
+    # Whatever the user has set for diffs to be read by people.
+    plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/")
+    return _git(folder, "diff", "HEAD", "--binary", *plain)
 
 
 def _branch(folder: Path) -> str | None:

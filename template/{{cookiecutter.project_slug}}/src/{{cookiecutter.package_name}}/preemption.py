@@ -25,8 +25,7 @@ class SaveWhenTerminated(Callback):
         self._was_told = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signal from Lightning, which after the fit puts back what was there before."""
-        self._was_told = False
+        """Take the signal from Lightning, which afterwards puts back what was there before."""
         if trainer.world_size > 1:
             signal.signal(signal.SIGTERM, self._note)
 
@@ -34,6 +33,16 @@ class SaveWhenTerminated(Callback):
         """Agree whether to end."""
         if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self._was_told, all=False):
             trainer._signal_connector.received_sigterm = True  # on all processes, for which Lightning then ends the run
+
+    on_test_start = on_train_start
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Agree here too."""
+        self.on_train_batch_end(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Agree here too."""
+        self.on_train_batch_end(trainer)
 
     def _note(self, *_: Any) -> None:
         self._was_told = True

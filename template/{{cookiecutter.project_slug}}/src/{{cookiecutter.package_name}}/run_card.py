@@ -19,7 +19,7 @@ from {{cookiecutter.package_name}}.locks import only_writer
 from {{cookiecutter.package_name}}.whole_file import write_bytes, write_text
 
 VERSION = 1
-NAME = "run.json"
+NAME, DIFF = "run.json", "run.diff"
 
 
 class RunCard:
@@ -80,7 +80,7 @@ def start_card(cfg: DictConfig, directory: Path) -> RunCard:
     git = git_facts(here)
     diff = uncommitted(here) if git is not None and git["dirty"] else None
     if diff and first_process():
-        write_bytes(directory / "run.diff", diff)
+        write_bytes(directory / DIFF, diff)
     in_app = HydraConfig.initialized()
     return RunCard(
         directory,

@@ -13,13 +13,13 @@ from {{cookiecutter.package_name}}.errors import BAD_REQUEST, refusing
 from {{cookiecutter.package_name}}.meeting_point import job_key, meeting_point
 from {{cookiecutter.package_name}}.processes import Place, this_process
 from {{cookiecutter.package_name}}.resume import newest_unfinished
-from {{cookiecutter.package_name}}.run_card import read_card
+from {{cookiecutter.package_name}}.run_card import DIFF, NAME, read_card
 
 #: The environment variable from which conf/hydra/default.yaml takes the name of a run's directory, if it is set.
 RUN_NAME = "{{cookiecutter.package_name | upper}}_RUN_NAME"
 
 #: All that there is of a run whose settings were refused, beside Hydra's log.
-LEFT_BY_REFUSED = (".hydra", ".lock", "run.json", "run.diff")
+LEFT_BY_REFUSED = (".hydra", ".lock", NAME, DIFF)
 
 
 def run_name(place: Place) -> str | None:
@@ -69,7 +69,7 @@ class RefuseExistingRun(Callback):
         if place.restarts and owner.is_file() and owner.read_text(encoding="utf-8") == job:
             return
         if _was_refused(run_dir):
-            shutil.rmtree(mark)
+            _clear(run_dir, mark)
         _claim(mark, f"hydra.run.dir={run_dir}")
         if place.launcher is not None:
             owner.write_text(job, encoding="utf-8")
@@ -100,8 +100,18 @@ def _was_refused(directory: Path) -> bool:
     return (
         card is not None
         and card["status"] == "failed"
-        and all(each.name in LEFT_BY_REFUSED or each.suffix == ".log" for each in directory.iterdir())
+        and {each.name for each in directory.iterdir()} <= {*LEFT_BY_REFUSED, f"{card['script']}.log"}
     )
+
+
+def _clear(directory: Path, mark: Path) -> None:
+    """Remove what a refused run left; of several processes that want to, one does."""
+    try:
+        (directory / NAME).unlink()
+    except FileNotFoundError:
+        return
+    (directory / DIFF).unlink(missing_ok=True)
+    shutil.rmtree(mark)
 
 
 def _find_latest(config: DictConfig) -> None:

@@ -95,12 +95,18 @@ def split_name(split: str, asked: str | None, there: Sequence[str], path: str) -
     """What the data set calls a split; None if it has none.
 
     Raises:
-        ValueError: if it does not have what was asked for, or nothing to train on.
+        ValueError: if it does not have what was asked for, or nothing to train on, or several that could be meant.
     """
     if asked == FROM_TRAIN and split != "train":
         return None
-    usual = [name for name, meant in SPLIT_NAMES.items() if meant == split]
-    found = next((name for name in ([asked] if asked else usual) if name in there), None)
+    usual = [asked] if asked else [name for name, meant in SPLIT_NAMES.items() if meant == split]
+    fitting = [name for name in usual if name in there]
+    if len(fitting) > 1:
+        raise ValueError(
+            f"data.path={path} has several splits that could be {split}: {', '.join(fitting)}; "
+            f"name one with data.{split}_split=..."
+        )
+    found = fitting[0] if fitting else None
     if found is None and (asked is not None or split == "train"):
         raise ValueError(
             f"data.path={path} has no split {asked or split!r}; it has: {', '.join(there)}: "

@@ -17,6 +17,7 @@ from {{cookiecutter.package_name}}.data.image_folder import find_splits
 from {{cookiecutter.package_name}}.data.image_transform import make_transform
 from {{cookiecutter.package_name}}.data.images import ImageDataModule, LabelledImages
 from {{cookiecutter.package_name}}.data.shared_examples import warn_of_shared
+from {{cookiecutter.package_name}}.data.visible_files import visible_files
 from {{cookiecutter.package_name}}.packages import import_extra
 
 
@@ -165,7 +166,7 @@ def read_files(place: Path) -> dict[str, Any]:
     Raises:
         ValueError: names the file or folder with which something is wrong.
     """
-    files = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
+    files = [place] if place.is_file() else sorted(visible_files(place, "*.parquet"))
     if files:
         return {name: read_parquet(found) for name, found in files_by_split(files, place).items()}
     splits = find_splits(place)

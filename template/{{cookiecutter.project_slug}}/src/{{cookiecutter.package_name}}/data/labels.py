@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from {{cookiecutter.package_name}}.data.base import SPLITS
 from {{cookiecutter.package_name}}.data.table_reading import Table
@@ -20,7 +21,7 @@ def read_labels(table: Table, column: str) -> list[int | str]:
         if not isinstance(label, str | int) and not _is_integer(label):
             raise ValueError(f"{table.place(index)}: label {label!r} is neither text nor an integer.")
     if all(_is_integer(label) for label in labels):
-        return [int(float(label)) for label in labels]
+        return [_integer(label) for label in labels]
     return [str(label).strip() for label in labels]
 
 
@@ -31,6 +32,10 @@ def _is_integer(label: object) -> bool:
     if isinstance(label, float):
         return label.is_integer()
     return isinstance(label, int) and not isinstance(label, bool)
+
+
+def _integer(label: Any) -> int:
+    return int(label.strip().partition(".")[0] if isinstance(label, str) else label)
 
 
 def class_numbers(
@@ -51,8 +56,9 @@ def class_numbers(
     number_of = {name: number for number, name in enumerate(class_names)}
     numbers = []
     for index, label in enumerate(labels):
-        is_number = numbered and _is_integer(label)  # as text, where another row holds none
-        number = int(float(label)) if is_number else number_of.get(str(label), -1)
+        # An integer is text where another row holds none; then the name of a class comes first.
+        is_number = numbered and _is_integer(label) and (isinstance(label, int) or label not in number_of)
+        number = _integer(label) if is_number else number_of.get(str(label), -1)
         if not 0 <= number < len(class_names):
             known = f"0 to {len(class_names) - 1}" if is_number else ", ".join(class_names[:9])
             raise ValueError(

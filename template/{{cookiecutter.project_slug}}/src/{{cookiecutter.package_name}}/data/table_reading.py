@@ -88,9 +88,6 @@ def _read_csv(path: Path, columns: Sequence[str], encoding: str) -> Table:
     try:
         header = next(reader, [])
         require_columns(path, columns, header)
-        twice = [name for name in columns if header.count(name) > 1]
-        if twice:
-            raise ValueError(f"{path}, line 1: {header.count(twice[0])} columns are called {twice[0]!r}: rename them.")
         start = reader.line_num + 1
         for row in reader:
             if row and len(row) != len(header):
@@ -150,11 +147,13 @@ def require_columns(source: object, wanted: Sequence[str], found: Sequence[str])
     """Check that a table has the columns that the config names.
 
     Raises:
-        ValueError: names the first one missing, and those there are.
+        ValueError: names the first one missing, and those there are, or the first one that is there twice.
     """
     for name in wanted:
         if name not in found:
             raise ValueError(f"{source} has no column {name!r}; it has: {', '.join(map(str, found)) or 'none'}.")
+        if found.count(name) > 1:
+            raise ValueError(f"{source} has {found.count(name)} columns {name!r}: rename them.")
 
 
 def joined(tables: Sequence[Table]) -> Table:
