@@ -118,7 +118,8 @@ def test_average_resumes_and_is_what_is_tested(
 
 
 def test_average_of_spread_weights_is_refused() -> None:
-    ema = importlib.import_module("{{cookiecutter.package_name}}.ema")  # below Lightning 2.6 there is none
+    # Imported here, as below Lightning 2.6 there is nothing to import.
+    ema = importlib.import_module("{{cookiecutter.package_name}}.ema")
     settings = {"callbacks": [ema.ExponentialMovingAverage()], "accelerator": "cpu", "devices": 2, "logger": False}
     refuse_unsuited(Trainer(strategy="ddp", **settings))
     with pytest.raises(ValueError, match="fsdp2 spread"):
