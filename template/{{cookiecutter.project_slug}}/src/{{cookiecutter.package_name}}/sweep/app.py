@@ -74,14 +74,17 @@ def sweep(cfg: DictConfig) -> None:
         sampler=lambda n: make_sampler(settings["sampler"], settings["sampler_options"], settings["seed"], n),
     )
     console = Console(soft_wrap=True, highlight=False)
+    worker = Worker(study, plan, lambda line: console.print(line, markup=False))
     # What ends a job on a cluster or a container is to leave the study in order, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, worker.stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        Worker(study, plan, lambda line: console.print(line, markup=False)).run()
+        worker.run()
     except KeyboardInterrupt:
         console.print(f"Stopped; `python sweep.py name={study.study_name}` with the same settings goes on.")
         raise SystemExit(130) from None
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         write_results(study, folder, metric, train, groups_of(space, train))
 
 

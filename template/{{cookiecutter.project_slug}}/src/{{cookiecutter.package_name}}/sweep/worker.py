@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -102,18 +103,28 @@ class Worker:
         self.failures: list[str] = []
         self.started = self.last_heartbeat = time.monotonic()
         self.next_start = 0.0
-        self.said_waiting = False
+        self.said_waiting = self.told_to_stop = False
+
+    def stop(self, number: int, frame: object) -> None:
+        """End the running trials and the sweep at the next look at them; a handler of signals.
+
+        Not at once, as that could be in the midst of a transaction with the study. A second signal is not as patient.
+        """
+        self.told_to_stop = True
+        signal.signal(number, signal.default_int_handler)
 
     def run(self) -> None:
         """Run trials until there are as many as asked for, or the time is over.
 
         Raises:
             ValueError: if the metric is not logged, or too many trials in a row have failed.
-            KeyboardInterrupt: on Ctrl-C, after the running trials have been ended and recorded.
+            KeyboardInterrupt: when told to stop, after the running trials have been ended and recorded.
         """
         try:
             while self._start() or self.running or self._others_at_work():
                 wait([each.process.connection for each in self.running], LOOK_SECONDS)
+                if self.told_to_stop:
+                    raise KeyboardInterrupt
                 self._keep_alive()
                 for each in list(self.running):
                     self._look_after(each)
